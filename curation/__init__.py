@@ -1,0 +1,1 @@
+"""Curation: animated films, or the official release, to a dataset directory."""

@@ -1,0 +1,281 @@
+"""``animeshooter lint DIR``: everything a dataset directory promises, checked against its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+from PIL import Image
+from pydantic import ValidationError
+
+from animeshooter_dataset import (
+    KEY_PATTERN,
+    MEMBERS,
+    RECORDS,
+    SPLITS,
+    AudioRecord,
+    DataError,
+    Record,
+    RightsRecord,
+    ShotRecord,
+    StoryRecord,
+    first_problem,
+    read_index,
+    read_manifest,
+    shards,
+    splits,
+)
+from curation.card import render_card
+from curation.pack import file_hashes, index_values
+
+
+@dataclass
+class LintReport:
+    """What lint found: one line a problem, and how much was looked at."""
+
+    problems: list[str] = field(default_factory=list)
+    samples: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+
+
+@dataclass
+class _Seen:
+    """What the shards hold, for the checks between them."""
+
+    stories: dict[str, StoryRecord] = field(default_factory=dict)
+    shots: dict[str, ShotRecord] = field(default_factory=dict)
+    places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    videos: dict[str, str] = field(default_factory=dict)
+
+
+def lint(directory: Path, *, decode: bool = True, progress: Callable[[str], None] | None = None) -> LintReport:
+    """Check a dataset directory: files and hashes, shards, records, references between them, index, card, and every clip.
+
+    Args:
+        directory: the dataset.
+        decode: also decode every clip and picture; without it a lint takes seconds and proves less.
+        progress: called with the name of each shard before it is read.
+
+    Raises:
+        DataError: it is not a dataset directory at all.
+    """
+    report, seen = LintReport(), _Seen()
+    _check_files(directory, report)
+    for config in MEMBERS:
+        for split in splits(directory, config):
+            for tar in shards(directory, config, split):
+                if progress:
+                    progress(f"{config}/{tar.name}")
+                _check_shard(tar, config, split, decode, report, seen)
+    _check_joins(report, seen)
+    _check_index(directory, report, seen)
+    _check_rights(directory, report, seen)
+    return report
+
+
+def _check_files(directory: Path, report: LintReport) -> None:
+    promised, found = read_manifest(directory).get("files", {}), file_hashes(directory)
+    for name in sorted(promised.keys() | found.keys()):
+        if name not in found:
+            report.problems.append(f"{name}: named in manifest.json but not there")
+        elif name not in promised:
+            report.problems.append(f"{name}: not named in manifest.json")
+        elif promised[name] != found[name]:
+            report.problems.append(f"{name}: differs from the size or sha256 in manifest.json")
+    try:
+        if render_card(directory) != (directory / "README.md").read_text(encoding="utf-8"):
+            report.problems.append("README.md: stale, says something else than the shards")
+    except (OSError, DataError, ValueError, KeyError, IndexError) as error:
+        report.problems.append(f"README.md: cannot be compared with the shards ({type(error).__name__}: {error})")
+
+
+def _check_shard(tar: Path, config: str, split: str, decode: bool, report: LintReport, seen: _Seen) -> None:
+    where, finished = f"{config}/{tar.name}", set()
+    try:
+        for key, entries in _samples(tar):
+            names = [entry.name.partition(".")[2] for entry, _ in entries]
+            if key in finished:
+                report.problems.append(f"{where}: members of {key} are not adjacent")
+            finished.add(key)
+            if names != list(MEMBERS[config]):
+                report.problems.append(f"{where}: {key} has members {names}, not {list(MEMBERS[config])}")
+                continue
+            report.samples[config] = report.samples.get(config, 0) + 1
+            _check_sample(f"{where}: {key}", key, config, split, entries, decode, report, seen)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        report.problems.append(f"{where}: not a whole tar ({error})")
+
+
+def _samples(tar: Path) -> Iterator[tuple[str, list[tuple[tarfile.TarInfo, bytes]]]]:
+    key = ""
+    entries: list[tuple[tarfile.TarInfo, bytes]] = []
+    with tarfile.open(tar, "r:") as archive:
+        for entry in archive:
+            stem, blob = entry.name.partition(".")[0], archive.extractfile(entry)
+            if entries and stem != key:
+                yield key, entries
+                entries = []
+            key = stem
+            entries.append((entry, blob.read() if blob else b""))
+    if entries:
+        yield key, entries
+
+
+def _check_sample(
+    where: str,
+    key: str,
+    config: str,
+    split: str,
+    entries: list[tuple[tarfile.TarInfo, bytes]],
+    decode: bool,
+    report: LintReport,
+    seen: _Seen,
+) -> None:
+    blobs = {entry.name.partition(".")[2]: blob for entry, blob in entries}
+    if not re.fullmatch(KEY_PATTERN, key):
+        report.problems.append(f"{where}: keys are lower case without dots")
+    try:
+        record: Any = RECORDS[config].model_validate_json(blobs["json"])
+    except ValidationError as error:
+        report.problems.append(f"{where}: {first_problem(error)}")
+        return
+    if record.key != key or record.split != split:
+        report.problems.append(f"{where}: its json says key {record.key}, split {record.split}")
+    seen.videos.setdefault(record.video, split)
+    if seen.videos[record.video] != split:
+        report.problems.append(f"{where}: video {record.video} is in two splits")
+    if isinstance(record, StoryRecord):
+        seen.stories[key] = record
+    if isinstance(record, ShotRecord):
+        seen.shots[key] = record
+        seen.places[key] = {"shard": where.partition(":")[0], "sha256": hashlib.sha256(blobs["mp4"]).hexdigest()}
+        for entry, blob in entries:
+            member = entry.name.partition(".")[2]
+            seen.places[key] |= {f"{member}_offset": entry.offset_data, f"{member}_size": len(blob)}
+    if decode:
+        report.problems.extend(f"{where}: {problem}" for problem in _media_problems(record, blobs, report))
+
+
+def _media_problems(record: Record, blobs: dict[str, bytes], report: LintReport) -> Iterator[str]:
+    for name in ("png", "jpg"):
+        if name in blobs:
+            try:
+                with Image.open(io.BytesIO(blobs[name])) as image:
+                    image.load()
+                    size = image.size
+            except (OSError, SyntaxError) as error:
+                yield f"its {name} does not decode ({error})"
+                continue
+            if name == "png" and isinstance(record, ShotRecord | StoryRecord):
+                yield from (
+                    f"box {reference.box} lies outside the reference sheet of {size[0]} x {size[1]}"
+                    for reference in record.references
+                    if not _inside(reference.box, size)
+                )
+    if isinstance(record, ShotRecord | AudioRecord):
+        yield from _clip_problems(record, blobs["mp4"], report)
+    if isinstance(record, AudioRecord):
+        yield from _sound_problems(record, blobs["flac"])
+
+
+def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
+    return 0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1]
+
+
+def _clip_problems(record: ShotRecord | AudioRecord, blob: bytes, report: LintReport) -> Iterator[str]:
+    try:
+        with av.open(io.BytesIO(blob)) as container:
+            decoded, shape = 0, (0, 0)
+            for frame in container.decode(video=0):
+                decoded, shape = decoded + 1, (frame.height, frame.width)
+            sound = bool(container.streams.audio)
+    except (av.error.FFmpegError, IndexError) as error:
+        yield f"its clip does not decode ({error})"
+        return
+    report.frames += decoded
+    if decoded != record.frames:
+        yield f"its clip decodes to {decoded} frames, the record says {record.frames}"
+    if shape != (record.height, record.width):
+        yield f"its clip is {shape[1]} x {shape[0]}, the record says {record.width} x {record.height}"
+    if sound != record.has_audio:
+        yield f"its clip {'has' if sound else 'lacks'} sound, the record says otherwise"
+
+
+def _sound_problems(record: AudioRecord, blob: bytes) -> Iterator[str]:
+    try:
+        with av.open(io.BytesIO(blob)) as container:
+            samples = sum(frame.samples for frame in container.decode(audio=0))
+    except (av.error.FFmpegError, IndexError) as error:
+        yield f"its flac does not decode ({error})"
+        return
+    if samples != record.samples:
+        yield f"its flac decodes to {samples} samples, the record says {record.samples}"
+
+
+def _check_joins(report: LintReport, seen: _Seen) -> None:
+    told = {shot.key: (story, shot) for story in seen.stories.values() for shot in story.shots}
+    for key in sorted(told.keys() ^ seen.shots.keys()):
+        report.problems.append(f"{key}: in {'stories' if key in told else 'shots'} only")
+    for key in sorted(told.keys() & seen.shots.keys()):
+        (story, said), shot = told[key], seen.shots[key]
+        if shot.story != story.key or any(getattr(shot, name) != value for name, value in said):
+            report.problems.append(f"{key}: the shot and its story {story.key} say different things")
+        for reference in shot.references:
+            if reference.shot not in told:
+                report.problems.append(f"{key}: a reference comes from {reference.shot}, which is not there")
+
+
+def _check_index(directory: Path, report: LintReport, seen: _Seen) -> None:
+    indexed: set[str] = set()
+    present = [split for split in SPLITS if (directory / "index" / f"{split}.parquet").is_file()]
+    for split in sorted(set(present) ^ set(splits(directory))):
+        report.problems.append(f"index/{split}.parquet: the split has {'no shards' if split in present else 'no index'}")
+    for split in present:
+        try:
+            rows = read_index(directory, split).to_pylist()
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
+        for row in rows:
+            indexed.add(row["key"])
+            shot = seen.shots.get(row["key"])
+            if shot is None:
+                report.problems.append(f"index/{split}.parquet: {row['key']} is in no shard")
+                continue
+            true = index_values(shot) | seen.places[row["key"]]
+            wrong = sorted(name for name, value in true.items() if row[name] != value)
+            if wrong:
+                report.problems.append(f"index/{split}.parquet: {row['key']} is wrong in {', '.join(wrong)}")
+    for key in sorted(seen.shots.keys() - indexed):
+        report.problems.append(f"{key}: in no index")
+
+
+def _check_rights(directory: Path, report: LintReport, seen: _Seen) -> None:
+    named: set[str] = set()
+    try:
+        lines = (directory / "rights.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        report.problems.append(f"rights.jsonl: cannot be read ({error})")
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            right = RightsRecord.model_validate(json.loads(line))
+        except (ValidationError, ValueError) as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            report.problems.append(f"rights.jsonl: line {number}: {problem}")
+            continue
+        if right.video in named:
+            report.problems.append(f"rights.jsonl: line {number}: {right.video} stands twice")
+        named.add(right.video)
+        if right.state != "kept" and right.video in seen.videos:
+            report.problems.append(f"rights.jsonl: line {number}: {right.video} is {right.state} but still has rows")
+    for video in sorted(seen.videos.keys() - named):
+        report.problems.append(f"rights.jsonl: no line for {video}")

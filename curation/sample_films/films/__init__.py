@@ -1,0 +1,1 @@
+"""The storyboards, one package a film."""

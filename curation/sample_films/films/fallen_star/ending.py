@@ -1,0 +1,310 @@
+"""The second half of the storyboard: rescue and resolution."""
+
+from __future__ import annotations
+
+from ...storyboard import Act, Cue, Shot, pop
+
+ENDING = (
+    Shot(
+        "workshop",
+        3.0,
+        ((0, 226, 216, 2.2), (3, 232, 214, 2.3)),
+        (
+            Act(
+                "bolt",
+                ((0, 208, 322),),
+                "idle",
+                0.86,
+                tracks={
+                    "brow": ((0, 1),),
+                    "look_x": ((0, 0.9),),
+                    "look_y": ((0, 0.5),),
+                    "mouth": ((0, -0.2), (2.0, -0.2), (2.4, 0.7)),
+                    "arm_r": ((0, 80), (0.4, 100), (0.8, 78), (1.2, 104), (1.6, 80), (2.0, 104), (2.6, 84)),
+                    "arm_l": ((0, 60), (0.6, 84), (1.2, 58), (1.8, 84), (2.6, 60)),
+                    "tilt": ((0, 5),),
+                },
+                blink=False,
+            ),
+            Act(
+                "sparks",
+                ((0, 282, 246),),
+                "still",
+                0.7,
+                z=14,
+                tracks={"glow": ((0, 0), (3, 1))},
+                enter=0.4,
+                leave=2.3,
+                blink=False,
+            ),
+        ),
+        "Bolt sets his jaw, joins wire to wire, and does not give up.",
+        "Close shot of the working robot, brows down on his cyan screen face, amber hands "
+        "moving quickly as yellow and blue sparks spray in front of the jars on the shelf.",
+        cues=(
+            Cue(0.3, "ratchet", "bolt", 0.7),
+            Cue(0.9, "zap", "bolt", 0.4),
+            Cue(1.5, "ratchet", "bolt", 0.7),
+            Cue(2.4, "ping", "bolt", 0.6),
+        ),
+        blur=3,
+    ),
+    Shot(
+        "workshop",
+        4.5,
+        ((0, 330, 196, 1.22), (4.5, 330, 188, 1.3)),
+        (
+            Act(
+                "glow",
+                ((0, 320, 206),),
+                "still",
+                3.0,
+                z=9.5,
+                enter=1.5,
+                tracks={"glow": ((1.5, 1), (2.4, 0.6), (4.5, 0.8))},
+                blink=False,
+            ),
+            Act(
+                "nova",
+                ((0, 320, 240),),
+                ((0, "idle"), (1.6, "hop")),
+                0.66,
+                tracks={"glow": ((0, 0.06), (1.4, 0.06), (1.5, 1)), "mouth": ((0, -0.5), (1.5, 1)), "lids": ((0, 0),)},
+            ),
+            Act(
+                "bolt",
+                ((0, 206, 322),),
+                ((0, "idle"), (2.2, "hop")),
+                0.86,
+                z=12,
+                quiet=True,
+                tracks={
+                    "arm_r": ((0, 84), (1.3, 100), (1.6, 120), (2.2, 150)),
+                    "mouth": ((0, 0), (1.9, 1)),
+                    "wide": ((1.2, 0), (1.5, 1), (1.9, 0)),
+                    "look_x": ((0, 0.9),),
+                },
+            ),
+            Act(
+                "inky",
+                ((0, 470, 326), (1.5, 470, 326), (1.8, 506, 326)),
+                "idle",
+                0.95,
+                face=-1,
+                z=12,
+                tracks={
+                    "wide": ((1.4, 0), (1.6, 1), (3, 0.3)),
+                    "gape": ((1.4, 0), (1.6, 0.8), (2.4, 0)),
+                    "bob": ((1.5, 0), (1.65, 26), (1.8, 0)),
+                    "squash": ((1.45, 0), (1.6, -0.15), (1.85, 0.14), (2.1, 0)),
+                },
+            ),
+            Act("sparks", ((0, 300, 214),), "still", 0.8, z=14, tracks={"glow": ((0, 0), (1.5, 1))}, leave=1.4, blink=False),
+        ),
+        "With one mighty spark her light comes back and fills the whole room.",
+        "Wide workshop shot: sparks hiss at the bench, a burst of white light floods the picture for an instant, "
+        "then the star glows golden and hops while the robot throws up his arms and the cat jumps back.",
+        flash=1.4,
+        cues=(
+            Cue(0.2, "ratchet", "bolt", 0.7),
+            Cue(1.38, "zap", "nova", 1.1),
+            Cue(1.7, "chime", "nova", 0.9),
+            Cue(2.3, "robot", "bolt", 0.7),
+        ),
+        shake=(1.4, 5),
+    ),
+    Shot(
+        "workshop",
+        2.5,
+        ((0, 500, 272, 2.9), (2.5, 504, 268, 3.05)),
+        (
+            Act(
+                "inky",
+                ((0, 506, 326),),
+                "idle",
+                0.95,
+                face=-1,
+                tracks={
+                    "mouth": ((0, 0.4), (0.9, 0.4), (1.2, 1.0)),
+                    "gape": ((0.2, 0), (0.4, 0.8), (0.9, 0)),
+                    "wide": ((0, 0.9), (1.0, 0.0)),
+                    "look_x": ((0, 0.9),),
+                    "look_y": ((0, -0.6),),
+                    "tilt": ((0, 0), (1.2, 8)),
+                },
+            ),
+            pop("heart", 432, 244, 1.0, 1.5, 0.6),
+        ),
+        "Even Inky, who is hard to impress, purrs at the sight.",
+        "Close view of the violet cat on the workshop floor: lime eyes round with wonder, "
+        "a small meow, then a contented squint as a heart drifts upward past her whiskers.",
+        cues=(Cue(0.25, "meow", "inky", 0.9), Cue(1.1, "ping", None, 0.5)),
+        blur=4,
+    ),
+    Shot(
+        "tower",
+        5.0,
+        ((0, 300, 40, 1.0), (3.2, 330, 186, 1.05), (5, 335, 188, 1.08)),
+        (
+            Act("pad", ((0, 420, 304),), "still", 1.0, tracks={"glow": ((0, 0.3),)}, blink=False),
+            Act("nova", ((0, 420, 246),), "idle", 0.62, tracks={"mouth": ((0, 0.8),), "look_x": ((0, -0.8),)}, shadow=False),
+            Act("bolt", ((0, 290, 306),), "wave", 0.82, tracks={"mouth": ((0, 0.8),)}),
+            Act("inky", ((0, 200, 308),), "idle", 0.9, tracks={"look_x": ((0, 0.9),), "mouth": ((0, 0.6),)}),
+        ),
+        "At the top of the tower everything is ready for the journey home.",
+        "From an enormous moon the camera sinks to a stone tower above lilac clouds: the golden star sits "
+        "on a cushioned spring while the teal robot waves and the violet cat sits beside a brass telescope.",
+        into="dissolve",
+        span=20,
+        cues=(Cue(2.6, "robot", "bolt", 0.7),),
+    ),
+    Shot(
+        "tower",
+        3.5,
+        ((0, 424, 252, 2.0), (2.0, 420, 254, 2.15), (2.5, 420, 200, 1.9), (3.5, 420, 180, 1.9)),
+        (
+            Act(
+                "pad",
+                ((0, 420, 304),),
+                "still",
+                1.0,
+                tracks={
+                    "glow": ((0, 0.3), (0.6, 0.3), (1.8, 1.0), (2.0, 1.0), (2.1, -0.25), (2.3, 0.5), (2.5, 0.15), (2.8, 0.3))
+                },
+                blink=False,
+            ),
+            Act(
+                "nova",
+                ((0, 420, 246), (0.6, 420, 246), (1.8, 420, 264), (2.0, 420, 264), (2.5, 420, -160)),
+                "still",
+                0.62,
+                shadow=False,
+                tracks={
+                    "mouth": ((0, 0.7), (1.6, 1)),
+                    "gape": ((1.7, 0), (2.0, 0.9)),
+                    "squash": ((0, 0), (1.8, 0.2), (2.0, 0.22), (2.1, -0.25)),
+                    "look_y": ((0, 0), (1.0, -1)),
+                },
+            ),
+            pop("puff", 392, 306, 2.05, 1.0, 0.8),
+            pop("puff", 450, 306, 2.1, 1.0, 0.8),
+        ),
+        "The spring is pressed down, three, two, one, and Nova shoots away.",
+        "Close on the amber cushion: the golden star is squeezed lower and lower on the coil, grinning, "
+        "and then bounces straight up out of frame as the spring wobbles and dust puffs aside.",
+        cues=(
+            Cue(0.3, "beep", None, 0.6),
+            Cue(0.9, "beep", None, 0.6),
+            Cue(1.5, "beep", None, 0.6),
+            Cue(2.0, "boing", "nova", 1.0),
+            Cue(2.1, "whoosh", "nova", 0.8),
+        ),
+        blur=2,
+    ),
+    Shot(
+        "heaven",
+        4.5,
+        ((0, 300, 190, 1.0), (2.8, 320, 40, 1.05), (4.5, 330, 20, 1.2)),
+        (
+            Act(
+                "trail",
+                ((0, 330, 430), (2.8, 330, -40)),
+                "still",
+                1.0,
+                ease=True,
+                leave=2.8,
+                tracks={"sway": ((0, 0),)},
+                blink=False,
+            ),
+            Act(
+                "nova",
+                ((0, 330, 430), (2.8, 330, 24), (4.5, 330, 40)),
+                ((0, "still"), (2.8, "float")),
+                0.8,
+                ease=True,
+                shadow=False,
+                tracks={
+                    "mouth": ((0, 1),),
+                    "gape": ((0, 0.8), (2.6, 0.2)),
+                    "lean": ((0, -8), (0.7, 8), (1.4, -8), (2.1, 6), (2.8, 0)),
+                },
+            ),
+            pop("sparks", 330, 0, 2.9, 1.2, 1.5, 9),
+        ),
+        "Up through the clouds she flies until she is among her sisters again.",
+        "The golden star rises fast from a bank of pale clouds with a shining tail behind her; the camera "
+        "tilts up with her into the deep blue until she stops and sparkles beside the constellation.",
+        cues=(Cue(0.1, "whoosh", "nova", 0.7), Cue(2.85, "chime", "nova", 1.0)),
+    ),
+    Shot(
+        "tower",
+        4.0,
+        ((0, 262, 214, 1.75), (4, 262, 200, 1.62)),
+        (
+            Act(
+                "bolt",
+                ((0, 300, 306),),
+                "wave",
+                0.82,
+                tracks={"mouth": ((0, 1),), "look_y": ((0, -0.9),), "look_x": ((0, 0.4),)},
+            ),
+            Act(
+                "inky",
+                ((0, 206, 308),),
+                "idle",
+                0.9,
+                tracks={"look_y": ((0, -0.9),), "mouth": ((0, 0.5), (2.0, 0.5), (2.3, 1)), "tilt": ((0, -6),)},
+            ),
+        ),
+        "Far below, the robot and the cat wave until she is only a spark.",
+        "Medium shot on the tower before the giant moon: the teal robot with happy curved eyes "
+        "waves an amber hand, the violet cat at his side lifts her head, both gazing upward.",
+        cues=(Cue(0.6, "robot", "bolt", 0.7), Cue(2.1, "meow", "inky", 0.6, -0.3)),
+        blur=2,
+    ),
+    Shot(
+        "roof",
+        4.0,
+        ((0, 330, 172, 1.1), (4, 330, 158, 1.0)),
+        (
+            Act(
+                "nova",
+                ((0, 330, 52),),
+                "float",
+                0.36,
+                z=5,
+                shadow=False,
+                tracks={"mouth": ((0, 1),), "glow": ((0, 1), (1.0, 0.7), (2.0, 1), (3.0, 0.7))},
+            ),
+            Act("bolt", ((0, 272, 306),), "idle", 0.56, tracks={"look_y": ((0, -1),), "mouth": ((0, 0.8),)}),
+            Act("inky", ((0, 340, 308),), "idle", 0.6, face=-1, tracks={"look_y": ((0, -1),), "look_x": ((0, 0),)}),
+        ),
+        "From now on one star shines a little brighter over their roof.",
+        "Quiet wide shot of the rooftop and the sleeping city: small in the frame, the robot and the "
+        "cat stand between chimney and water tank and look up at a new golden star twinkling between the others.",
+        cues=(Cue(1.5, "chime", "nova", 0.6),),
+    ),
+    Shot(
+        "heaven",
+        4.5,
+        ((0, 320, 90, 1.0), (4.5, 320, 60, 1.06)),
+        (
+            Act(
+                "nova",
+                ((0, 548, 190),),
+                "float",
+                0.6,
+                shadow=False,
+                tracks={"mouth": ((0, 1),), "lids": ((1.8, 0), (2.0, 1), (2.3, 0))},
+            ),
+        ),
+        "Nova winks at us, and the night is whole again.",
+        "The starry blue sky once more: the happy golden star glows at the right end of "
+        "the drawn constellation while the end letters drop in; everything fades to black.",
+        into="fade",
+        span=18,
+        role="epilogue",
+        card="The End",
+        cues=(Cue(1.9, "ping", "nova", 0.6),),
+    ),
+)

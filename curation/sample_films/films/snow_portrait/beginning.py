@@ -1,0 +1,265 @@
+"""The first half of the storyboard: set-up and mishap."""
+
+from __future__ import annotations
+
+from ...storyboard import Act, Cue, Shot, pop
+
+BEGINNING = (
+    Shot(
+        "slope",
+        4.5,
+        ((0, 200, 130, 1.0), (4.5, 300, 165, 1.06)),
+        (),
+        "Evening comes to the mountains, and a small adventure is about to begin.",
+        "Violet peaks, a low peach sun and teal pines under drifting snow; the camera glides "
+        "right and down over the untouched slope while the title letters spring into place.",
+        span=20,
+        role="prologue",
+        card="Snow\nPortrait",
+    ),
+    Shot(
+        "hut",
+        5.5,
+        ((0, 250, 178, 1.0), (3.0, 262, 176, 1.04), (5.5, 350, 120, 1.7)),
+        (
+            Act(
+                "pola",
+                ((0, 60, 318), (2.6, 306, 318)),
+                ((0, "walk"), (2.6, "idle")),
+                0.82,
+                tracks={
+                    "look_y": ((2.4, 0), (2.9, -0.9)),
+                    "look_x": ((0, 0.6),),
+                    "tilt": ((2.4, 0), (3.0, -6)),
+                    "brow": ((3.0, 0), (3.6, -0.8)),
+                },
+            ),
+        ),
+        "Pola has photographed everything but the great mountain, and one frame on her wall is still empty.",
+        "Inside a red log hut a navy penguin in a yellow knitted hat waddles over a blue rug to the "
+        "wall of framed pictures; the camera moves in on a blank frame with a dashed mountain outline.",
+        cues=(Cue(3.4, "hum", "pola", 0.8),),
+        steps="step",
+    ),
+    Shot(
+        "hut",
+        2.5,
+        ((0, 306, 236, 2.25), (2.5, 306, 228, 2.4)),
+        (
+            Act(
+                "pola",
+                ((0, 304, 318),),
+                "idle",
+                0.82,
+                prop="snap",
+                tracks={
+                    "mouth": ((0, 0.3), (0.8, 1)),
+                    "gape": ((1.3, 0), (1.5, 0.8), (2.1, 0.3)),
+                    "look_x": ((0, 0.1),),
+                    "brow": ((0, -0.4), (0.7, 0.9)),
+                    "arm_l": ((0, 110),),
+                    "arm_r": ((0, 110),),
+                    "squash": ((0.5, 0), (0.7, 0.06), (0.9, -0.04), (1.1, 0)),
+                },
+            ),
+        ),
+        "That must change today: she raises her camera and makes up her mind.",
+        "Close-up of the penguin facing us with the red camera held up in both flippers; her "
+        "brows drop with resolve, her beak opens, the log wall behind her is out of focus.",
+        cues=(Cue(0.7, "shutter", "pola", 0.8), Cue(1.4, "giggle", "pola", 0.7)),
+        blur=4,
+    ),
+    Shot(
+        "slope",
+        5.0,
+        ((0, 20, 178, 1.0), (5, 170, 180, 1.06)),
+        (Act("pola", ((0, -260, 326), (5.0, 150, 322)), "walk", 0.78, tracks={"mouth": ((0, 0.9),)}),),
+        "Out she goes, one squeaking step after another, up the white slope.",
+        "Wide shot of the snowy mountainside at dusk: the little penguin with the yellow hat and red camera "
+        "waddles from left to right between dark pines as flakes drift across and the camera pans with her.",
+        cues=(Cue(0.0, "door", None, 0.6, -0.8),),
+        steps="snow_step",
+    ),
+    Shot(
+        "slope",
+        5.0,
+        ((0, 300, 196, 1.15), (5, 340, 190, 1.22)),
+        (
+            Act(
+                "pola",
+                ((0, 150, 328),),
+                "idle",
+                0.78,
+                tracks={
+                    "arm_r": ((0, 80), (1.0, 96), (1.6, 60), (3, 84)),
+                    "look_x": ((0, 0.8),),
+                    "brow": ((0, 0.5),),
+                    "squash": ((0, 0), (1.2, 0.08), (1.8, 0)),
+                },
+                prop="none",
+            ),
+            Act(
+                "stand",
+                ((0, 226, 330),),
+                "still",
+                0.9,
+                z=11,
+                tracks={"squash": ((0.2, 0), (0.35, 0.12), (0.5, -0.05), (0.65, 0))},
+                blink=False,
+            ),
+            Act(
+                "grum",
+                ((0, 466, 318), (1.6, 466, 318), (2.6, 524, 318)),
+                "idle",
+                0.72,
+                face=-1,
+                z=8,
+                ease=True,
+                tracks={
+                    "tilt": ((0, 0), (1.8, 0), (2.7, -9)),
+                    "look_x": ((0, 0.9),),
+                    "wide": ((0, 0.3),),
+                    "mouth": ((0, 0.1),),
+                },
+                shadow=False,
+            ),
+        ),
+        "While she sets up her tripod somebody very large peeps out from behind a tree.",
+        "Medium-wide view of the slope: on the left the navy penguin adjusts a red camera on a wooden tripod; "
+        "on the right a huge turquoise yeti with cream horns leans slowly out from behind a snowy pine.",
+        cues=(Cue(0.3, "clack", "pola"), Cue(1.2, "clack", "pola", 0.7), Cue(2.4, "low_hum", "grum", 0.5, 0.5)),
+        steps="snow_step",
+    ),
+    Shot(
+        "slope",
+        3.0,
+        ((0, 520, 178, 1.9), (3, 528, 174, 2.05)),
+        (
+            Act(
+                "grum",
+                ((0, 500, 318), (0.8, 532, 318)),
+                "idle",
+                0.72,
+                face=-1,
+                z=8,
+                ease=True,
+                tracks={
+                    "look_x": ((0, 1),),
+                    "tilt": ((0, 0), (0.9, -10), (1.8, -10), (2.2, 4)),
+                    "wide": ((0, 0.4),),
+                    "mouth": ((0, 0.1), (1.4, 0.7)),
+                    "brow": ((0, -0.8),),
+                    "arm_r": ((0, 30), (1.0, 70)),
+                },
+                shadow=False,
+            ),
+        ),
+        "Grum is shy, but he has never seen a camera and longs to know what it does.",
+        "Close shot of the yeti's lilac face and shaggy turquoise head beside the branches: his "
+        "round eyes look left, brows raised, and a careful smile with one small tooth appears.",
+        cues=(Cue(1.4, "low_hum", "grum", 0.7),),
+    ),
+    Shot(
+        "slope",
+        2.5,
+        ((0, 154, 250, 2.3), (2.5, 150, 246, 2.4)),
+        (
+            Act(
+                "pola",
+                ((0, 150, 328),),
+                "idle",
+                0.78,
+                face=-1,
+                turn=0.7,
+                prop="none",
+                tracks={
+                    "wide": ((0.5, 0), (0.8, 1)),
+                    "look_x": ((0, 0.2), (0.8, 1.0)),
+                    "brow": ((0.6, 0), (0.9, -1)),
+                    "mouth": ((0, 0.3), (0.8, -0.4)),
+                    "tilt": ((0.6, 0), (0.9, 5)),
+                },
+            ),
+            pop("exclaim", 212, 240, 0.9, 1.5, 0.8),
+        ),
+        "Pola feels that she is being watched and spins around.",
+        "Close-up of the penguin's white face under the yellow hat; she whips about to the "
+        "right, eyes large, brows worried, with a yellow exclamation mark above her shoulder.",
+        cues=(Cue(0.75, "gasp", "pola"),),
+        blur=4,
+    ),
+    Shot(
+        "slope",
+        4.0,
+        ((0, 372, 178, 1.05), (4, 400, 180, 1.12)),
+        (
+            Act(
+                "pola",
+                ((0, 196, 328), (1.2, 196, 328), (2.2, 296, 326)),
+                ((0, "idle"), (1.2, "walk"), (2.2, "idle")),
+                0.78,
+                prop="none",
+                tracks={
+                    "look_x": ((0, 0.9), (2.4, 0.9), (2.8, -0.5), (3.4, 0.7)),
+                    "brow": ((0, -0.7),),
+                    "mouth": ((0, -0.1),),
+                    "arm_l": ((2.4, 12), (2.8, 60), (3.8, 60)),
+                    "arm_r": ((2.4, 12), (2.8, 60), (3.8, 60)),
+                },
+            ),
+            Act(
+                "grum",
+                ((0, 474, 320),),
+                "still",
+                0.74,
+                face=-1,
+                z=8,
+                tracks={
+                    "lids": ((0, 1),),
+                    "mouth": ((0, -0.2),),
+                    "arm_l": ((0, 14),),
+                    "arm_r": ((0, 14),),
+                    "squash": ((0, 0), (1.0, 0), (1.1, -0.03), (2.0, 0.01), (3.0, -0.03)),
+                },
+                shadow=False,
+            ),
+        ),
+        "He hides behind a pine that is far too thin, and by some wonder she sees nothing.",
+        "Comic wide shot: the enormous turquoise yeti stands stiff with shut eyes behind a narrow "
+        "pine, sticking out on both sides, while the penguin steps closer, looks about and shrugs.",
+        cues=(Cue(2.8, "hum", "pola", 0.8),),
+        steps="snow_step",
+    ),
+    Shot(
+        "slope",
+        3.0,
+        ((0, 486, 180, 1.75), (1.9, 488, 172, 1.95), (3, 486, 178, 1.8)),
+        (
+            Act(
+                "grum",
+                ((0, 490, 320),),
+                "still",
+                0.74,
+                face=-1,
+                z=10,
+                tracks={
+                    "tilt": ((0, 0), (1.5, -14), (1.75, -16), (1.95, 14), (2.6, 6)),
+                    "lids": ((0, 0.2), (1.4, 0.9), (2.2, 1), (2.6, 0)),
+                    "gape": ((0.4, 0), (1.5, 0.6), (1.8, 0.4), (1.95, 1), (2.4, 0.2)),
+                    "squash": ((0, 0), (1.6, -0.07), (1.95, 0.12), (2.3, 0)),
+                    "mouth": ((0, -0.3),),
+                    "arm_l": ((0, 14), (1.6, 50), (1.95, 14)),
+                    "arm_r": ((0, 14), (1.6, 60), (1.95, 20)),
+                },
+                blink=False,
+            ),
+            pop("gust", 400, 250, 1.9, 0.9, 1.0),
+            pop("puff", 380, 212, 1.95, 0.9, 1.2),
+        ),
+        "A snowflake tickles his nose, he holds it in, and then he cannot.",
+        "Medium close shot of the shaggy yeti: he draws back with screwed-up eyes and open "
+        "mouth, then snaps forward in a giant sneeze that sends wind lines and snow flying left.",
+        cues=(Cue(1.3, "sneeze", "grum", 1.2), Cue(1.95, "whoosh", "grum", 0.8)),
+        shake=(1.95, 8),
+    ),
+)

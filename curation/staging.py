@@ -1,0 +1,27 @@
+"""Staged results on disk: a stage's folder appears whole or not at all, so a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def fingerprint(*parts: Any) -> str:
+    """Eight hex digits of anything JSON can say: settings that differ lead to another folder, equal ones to the same."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def staged(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder of a stage's results, made by ``make`` in a folder beside it if it is not there yet."""
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        os.replace(partial, folder)
+    return folder

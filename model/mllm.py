@@ -1,0 +1,197 @@
+"""Reading a story with a multimodal language model: the token sequence, and its states at the query tokens.
+
+A story of n shots is one sequence (paper, section 4)::
+
+    <Reference> <Caption 1> <Query x 64> <Frame 1> <Caption 2> <Query x 64> ... <Caption n> <Query x 64>
+
+where Frame i is the last frame of shot i. Attention is causal, so the states at shot i's queries depend on the
+reference, the captions up to i and the frames before i, and on nothing later.
+
+Learnable queries enter any transformers image-text model the same way: each has a reserved token, so the model gets
+ordinary ``input_ids`` and does its own merging of image features and its own positions; a hook on the input embedding
+replaces the embeddings of those tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from model.tokenizer import query_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from model.adapter import QueryAdapter
+
+
+@dataclass(frozen=True)
+class StoryContext:
+    """What the model reads of one story.
+
+    Attributes:
+        references: RGB reference images, at least one.
+        captions: one text a shot, n of them; "" where dropped.
+        last_frames: RGB last frames of shots 1 to n-1.
+    """
+
+    references: Sequence[Image.Image]
+    captions: Sequence[str]
+    last_frames: Sequence[Image.Image]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the number of captions and of last frames do not belong together."""
+        if not self.captions:
+            raise ValueError("a story needs at least one caption")
+        if len(self.last_frames) != len(self.captions) - 1:
+            raise ValueError(
+                f"a story of {len(self.captions)} captions needs {len(self.captions) - 1} last frames (of every shot "
+                f"but the last), not {len(self.last_frames)}"
+            )
+
+
+@contextmanager
+def learnable_queries(embedding: nn.Module, queries: Tensor, first_id: int) -> Iterator[None]:
+    """While open, ``embedding`` gives row k of ``queries`` for the token id ``first_id + k``."""
+
+    def substitute(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        index = args[0] - first_id
+        chosen = (index >= 0) & (index < len(queries))
+        rows = queries.to(output.dtype)[index.clamp(0, len(queries) - 1)]
+        return torch.where(chosen.unsqueeze(-1), rows, output)
+
+    handle = embedding.register_forward_hook(substitute)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _first_attribute(config: Any, *names: str) -> int | None:
+    return next((int(getattr(config, name)) for name in names if getattr(config, name, None) is not None), None)
+
+
+class StoryReader:
+    """An image-text model, its tokenizer and its image processor, reading stories.
+
+    Models that mark images by an ``image_grid_thw`` (the Qwen-VL line) and models with a fixed number of tokens an
+    image (``image_seq_length`` or ``mm_tokens_per_image`` in their configuration) are understood.
+
+    Args:
+        mllm: a model of the ``AutoModelForImageTextToText`` family.
+        tokenizer: its tokenizer, with the query tokens reserved in it.
+        image_processor: its image processor.
+        num_queries: query tokens a shot.
+
+    Raises:
+        ValueError: the query tokens are missing, or the model marks its images in a way not understood.
+    """
+
+    def __init__(
+        self, mllm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any, num_queries: int
+    ) -> None:
+        self.mllm, self.tokenizer, self.image_processor = mllm, tokenizer, image_processor
+        self.num_queries = num_queries
+        ids = tokenizer.convert_tokens_to_ids([query_token(i) for i in range(num_queries)])
+        first = ids[0]
+        if first in (None, tokenizer.unk_token_id) or ids != list(range(first, first + num_queries)):
+            raise ValueError(f"the tokenizer has no {num_queries} consecutive query tokens: call add_query_tokens on it")
+        if ids[-1] >= mllm.get_input_embeddings().num_embeddings:
+            raise ValueError("the MLLM's embedding has no rows for the query tokens: resize_token_embeddings first")
+        self.query_ids: list[int] = ids
+        config = mllm.config
+        image_id = _first_attribute(config, "image_token_id", "image_token_index")
+        if image_id is None:
+            raise ValueError(f"{type(mllm).__name__} names no image token in its config; it cannot read stories")
+        self.image_id = image_id
+        self.image_start = _first_attribute(config, "vision_start_token_id", "boi_token_id", "boi_token_index")
+        self.image_end = _first_attribute(config, "vision_end_token_id", "eoi_token_id", "eoi_token_index")
+        self.tokens_per_image = _first_attribute(config, "image_seq_length", "mm_tokens_per_image")
+        self._accepted = set(inspect.signature(mllm.base_model.forward).parameters)
+
+    def query_states(self, stories: Sequence[StoryContext], queries: Tensor) -> Tensor:
+        """Reads stories of equally many shots.
+
+        Args:
+            stories: B of them, n shots each.
+            queries: learnable query embeddings [num_queries, D].
+
+        Returns:
+            Last hidden states at the query tokens, [B, n, num_queries, D].
+
+        Raises:
+            ValueError: different numbers of shots in one batch, or a story longer than the model can read.
+        """
+        shots = len(stories[0].captions)
+        if any(len(story.captions) != shots for story in stories):
+            raise ValueError("the stories of one batch must have equally many shots")
+        inputs = self.encode(stories)
+        with learnable_queries(self.mllm.get_input_embeddings(), queries, self.query_ids[0]):
+            output = self.mllm.base_model(**inputs, use_cache=False, return_dict=True)
+        ids = inputs["input_ids"]
+        at_queries = (ids >= self.query_ids[0]) & (ids <= self.query_ids[-1])
+        return output.last_hidden_state[at_queries].view(len(stories), shots, self.num_queries, -1)
+
+    def encode(self, stories: Sequence[StoryContext]) -> dict[str, Tensor]:
+        """The model's inputs for a batch: right-padded ids, mask, pixels, and token types where it takes them."""
+        images = [image for story in stories for image in (*story.references, *story.last_frames)]
+        pixels = dict(self.image_processor(images=images, return_tensors="pt"))
+        counts = iter(self._token_counts(pixels, len(images)))
+        rows = [self._sequence(story, counts) for story in stories]
+        longest = max(map(len, rows))
+        limit = getattr(self.mllm.config.get_text_config(), "max_position_embeddings", longest)
+        if longest > limit:
+            raise ValueError(f"a story of {longest} tokens is longer than the MLLM can read ({limit}); shorten captions")
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        inputs = {"input_ids": ids}
+        inputs["attention_mask"] = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        inputs |= {name: value for name, value in pixels.items() if name in self._accepted}
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in self._accepted:
+                inputs[name] = (ids == self.image_id).long()
+        device, dtype = self.mllm.device, self.mllm.dtype
+        return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+
+    def _token_counts(self, pixels: dict[str, Tensor], images: int) -> list[int]:
+        if "image_grid_thw" in pixels:
+            merge = int(self.image_processor.merge_size) ** 2
+            return (pixels["image_grid_thw"].prod(-1) // merge).tolist()
+        if self.tokens_per_image is None or len(pixels["pixel_values"]) != images:
+            raise ValueError(
+                f"{type(self.mllm).__name__} does not say how many tokens an image takes; use a model with "
+                f"image_grid_thw (Qwen-VL) or with a fixed number of tokens an image"
+            )
+        return [self.tokens_per_image] * images
+
+    def _sequence(self, story: StoryContext, counts: Iterator[int]) -> list[int]:
+        ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        for _ in story.references:
+            ids += self._image_tokens(next(counts))
+        for i, caption in enumerate(story.captions):
+            ids += self._caption_tokens(caption) + self.query_ids
+            if i < len(story.last_frames):
+                ids += self._image_tokens(next(counts))
+        return ids
+
+    def _image_tokens(self, count: int) -> list[int]:
+        start = [] if self.image_start is None else [self.image_start]
+        end = [] if self.image_end is None else [self.image_end]
+        return [*start, *[self.image_id] * count, *end]
+
+    def _caption_tokens(self, caption: str) -> list[int]:
+        # A caption is data: "<|image_pad|>" or "<query_00>" in it are letters, not tokens.
+        return self.tokenizer(caption, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def story_condition(reader: StoryReader, adapter: QueryAdapter, stories: Sequence[StoryContext]) -> Tensor:
+    """Text conditions of all shots of B stories with n shots each: [B, n, condition length, condition width]."""
+    states = reader.query_states(stories, adapter.query_embeddings())
+    return adapter(states.flatten(0, 1)).unflatten(0, states.shape[:2])

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+from cartoons import BLUE, RED, Cartoon, overlap, two_friends
+
+from curation.references import (
+    ReferenceConfig,
+    ReferenceImage,
+    clean_mask,
+    find_references,
+    outlined,
+    sheet,
+    signature,
+    touching,
+)
+from curation.segment import ClassicalSegmenter
+
+CONFIG = ReferenceConfig()
+
+
+class Drawn:
+    """A segmenter that answers from the truth, but for frames it was told to answer otherwise."""
+
+    def __init__(self, cartoon, wrong=None):
+        self.cartoon, self.wrong = cartoon, wrong or {}
+
+    def study(self, script, view):
+        pass
+
+    def segment(self, shot, character, cast):
+        masks = self.cartoon.masks
+        return [self.wrong.get(s.frame, masks[character.id, s.frame]) for s in shot]
+
+
+@pytest.fixture(scope="module")
+def cartoon():
+    return two_friends()
+
+
+@pytest.fixture(scope="module")
+def found(cartoon):
+    return find_references(cartoon.script, cartoon.view, CONFIG, ClassicalSegmenter())
+
+
+def test_every_character_has_references_that_show_it(cartoon, found):
+    assert {image.character for image in found.images} == {"red", "blue"}
+    for image in found.images:
+        truth = cartoon.masks[image.character, image.frame]
+        x0, y0, x1, y1 = image.box
+        mask = np.zeros(truth.shape, bool)
+        mask[y0:y1, x0:x1] = image.image[..., 3] > 127
+        assert overlap(mask, truth) > 0.85
+
+
+def test_references_come_from_as_many_shots_as_there_are(found):
+    shots = {name: [i.position for i in found.images if i.character == name] for name in ("red", "blue")}
+    assert set(shots["red"]) == {0, 2, 3}
+    assert set(shots["blue"]) == {1, 2}
+    assert len(shots["red"]) <= CONFIG.images
+
+
+def test_images_are_ordered_by_character_and_quality(found):
+    assert [i.character for i in found.images] == sorted((i.character for i in found.images), reverse=True)
+    for name in ("red", "blue"):
+        scores = [i.score for i in found.images if i.character == name]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 < score <= 1 for score in scores)
+
+
+def test_cut_outs_are_clear_outside_and_keep_their_colours_inside(cartoon, found):
+    frames = {s.frame: s.image for shot in cartoon.view.samples for s in shot}
+    for image in found.images:
+        alpha = image.image[..., 3]
+        assert (image.image[alpha == 0] == 0).all()
+        x0, y0, x1, y1 = image.box
+        source = frames[image.frame][y0:y1, x0:x1]
+        inside = alpha == 255
+        assert inside.mean() > 0.3
+        assert np.abs(image.image[..., :3][inside].astype(int) - source[inside]).max() <= 1
+
+
+def test_finding_references_twice_gives_the_same(cartoon, found):
+    again = find_references(cartoon.script, cartoon.view, CONFIG, ClassicalSegmenter())
+    assert again.rejected == found.rejected
+    assert [(i.frame, i.box, i.score) for i in again.images] == [(i.frame, i.box, i.score) for i in found.images]
+    assert all((a.image == b.image).all() for a, b in zip(again.images, found.images))
+
+
+def blob(*circles):
+    import cv2
+
+    mask = np.zeros((200, 200), np.uint8)
+    for x, y, r in circles:
+        cv2.circle(mask, (x, y), r, 1, -1)
+    return mask > 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (np.zeros((200, 200), bool), "nothing is left"),
+        (blob((100, 100, 15)), "under 5%"),
+        (np.ones((200, 200), bool), "over 90%"),
+        (blob(*[(20 + 32 * i, 20, 6) for i in range(6)], (100, 110, 60)), "7 connected components"),
+        (blob((100, 110, 60), (20, 20, 8), (60, 20, 8)), None),
+    ],
+)
+def test_mask_rules_of_the_paper(mask, reason):
+    clean, why = clean_mask(mask, CONFIG)
+    assert (why is None) if reason is None else reason in (why or "")
+    if why is None:
+        assert not clean[:30, :80].any(), "only the largest component stays"
+
+
+def test_masks_with_many_holes_have_too_many_contours():
+    mask = np.ones((200, 200), bool)
+    mask[:10] = False
+    for i in range(16):
+        mask[30 + 40 * (i // 4) : 40 + 40 * (i // 4), 30 + 40 * (i % 4) : 40 + 40 * (i % 4)] = False
+    assert "17 contours" in (clean_mask(mask, CONFIG)[1] or "")
+
+
+def test_small_specks_and_gaps_are_cleaned_away():
+    mask = blob((100, 100, 60))
+    mask[100, 60:140] = False
+    mask[5, 5] = True
+    clean, why = clean_mask(mask, CONFIG)
+    assert why is None
+    assert clean[100, 70:130].all()
+    assert not clean[5, 5]
+
+
+def test_a_mask_of_other_colours_than_in_the_other_shots_is_rejected(cartoon):
+    sky = np.zeros((180, 320), bool)
+    sky[5:80, 20:140] = True
+    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(outline=0), Drawn(cartoon, {0: sky}))
+    assert [r.reason for r in found.rejected if r.frame == 0] == [r.reason for r in found.rejected]
+    assert "unlike the character's other shots" in found.rejected[0].reason
+
+
+def test_a_mask_that_shows_another_character_is_rejected(cartoon):
+    wrong = {s.frame: cartoon.masks["blue", s.frame] for s in cartoon.view.samples[2]}
+    drawn = Drawn(cartoon)
+    drawn.segment = lambda shot, character, cast: [
+        wrong[s.frame] if character.id == "red" and s.frame in wrong else cartoon.masks[character.id, s.frame] for s in shot
+    ]
+    found = find_references(cartoon.script, cartoon.view, CONFIG, drawn)
+    assert {r.frame for r in found.rejected} >= set(wrong)
+    assert all(i.position != 2 for i in found.images if i.character == "red")
+
+
+def test_a_mask_that_ends_in_a_smooth_area_is_rejected(cartoon):
+    grown = np.zeros((180, 320), bool)
+    grown[20:170, 60:300] = True
+    image = np.full((180, 320, 3), 120, np.uint8)
+    image[60:120, 120:200] = 220
+    assert outlined(image, grown) < 0.1
+    assert outlined(image, image[..., 0] == 220) > 0.9
+
+
+def test_every_frame_gives_an_image_or_a_reason(cartoon):
+    config = ReferenceConfig(images=100, per_shot=100)
+    found = find_references(cartoon.script, cartoon.view, config, ClassicalSegmenter())
+    looked_at = sum(len(shot.characters) * len(cartoon.view.samples[p]) for p, shot in enumerate(cartoon.script.shots))
+    assert len(found.images) + len(found.rejected) == looked_at
+
+
+def test_a_figure_cut_off_by_the_frame_ranks_behind_a_whole_one():
+    cartoon = Cartoon(
+        [("meadow", {"red": (RED, 160, 160, 110, 40)}, 0, 3), ("meadow", {"red": (RED, 160, 160, 175, 40)}, 0, 3)],
+        {"red": "a red hen"},
+    )
+    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(relative=0), Drawn(cartoon))
+    assert found.images[0].position == 0
+    assert touching(cartoon.masks["red", 0]) == 0 < touching(cartoon.masks["red", 36])
+
+
+def test_black_shots_and_shots_without_characters_give_nothing():
+    cartoon = Cartoon([("meadow", {"red": (RED, 90, 200, 120, 34)}, 0, 4), ("meadow", {}, 0, 2)], {"red": "red"}, black=(0,))
+    found = find_references(cartoon.script, cartoon.view, CONFIG, ClassicalSegmenter())
+    assert found.images == []
+    assert {r.reason for r in found.rejected} == {"not found by the segmenter"}
+
+
+def test_signatures_tell_figures_apart(cartoon):
+    frames = {s.frame: s.image for shot in cartoon.view.samples for s in shot}
+    red, again = (signature(frames[f], cartoon.masks["red", f]) for f in (0, 12))
+    blue = signature(frames[144], cartoon.masks["blue", 144])
+    assert np.minimum(red, again).sum() > 0.9
+    assert np.minimum(red, blue).sum() < 0.4
+
+
+def reference(name, height, width, value):
+    return ReferenceImage(name, 0, 0, (0, 0, width, height), np.full((height, width, 4), value, np.uint8), 1.0)
+
+
+def test_the_sheet_shows_every_image_in_its_box():
+    images = [reference("a", 30, 20, 10), reference("a", 50, 40, 20), reference("b", 10, 90, 30)]
+    canvas, boxes = sheet(images)
+    assert canvas.dtype == np.uint8
+    assert canvas.shape[2] == 4
+    covered = np.zeros(canvas.shape[:2], int)
+    for image, (x0, y0, x1, y1) in zip(images, boxes):
+        np.testing.assert_array_equal(canvas[y0:y1, x0:x1], image.image)
+        covered[y0:y1, x0:x1] += 1
+    assert covered.max() == 1
+    assert (canvas[covered == 0] == 0).all()
+    assert boxes[2][1] >= boxes[1][3], "a row a character"
+
+
+def test_an_empty_sheet_is_small_and_transparent():
+    canvas, boxes = sheet([])
+    assert canvas.shape == (16, 16, 4)
+    assert not canvas.any()
+    assert boxes == []
+
+
+def test_large_cut_outs_are_scaled_down():
+    cartoon = Cartoon([("meadow", {"blue": (BLUE, 150, 170, 110, 60)}, 0, 3)], {"blue": "blue"})
+    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(side=64), Drawn(cartoon))
+    assert max(found.images[0].image.shape[:2]) == 64

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from cartoons import RED, Cartoon, overlap, two_friends
+
+from animeshooter_dataset import Character
+from curation.colours import affinity, colours_in, hex_of, name_of, to_lab
+from curation.foreground import Palette, align, look
+from curation.script import Sample
+from curation.segment import ClassicalSegmenter, enlarge, trim
+
+
+@pytest.fixture(scope="module")
+def story():
+    cartoon = two_friends()
+    segmenter = ClassicalSegmenter()
+    segmenter.study(cartoon.script, cartoon.view)
+    return cartoon, segmenter
+
+
+def masks(cartoon, segmenter, name):
+    cast = {each.id: each for each in cartoon.script.characters}
+    for position, shot in enumerate(cartoon.script.shots):
+        if name in shot.characters:
+            samples = cartoon.view.samples[position]
+            found = segmenter.segment(samples, cast[name], [cast[each] for each in shot.characters])
+            assert len(found) == len(samples)
+            yield from ((position, sample, mask) for sample, mask in zip(samples, found))
+
+
+@pytest.mark.parametrize("name", ["red", "blue"])
+def test_masks_match_the_drawn_figures(story, name):
+    scores = [
+        0.0 if mask is None else overlap(mask, story[0].masks[name, sample.frame]) for _, sample, mask in masks(*story, name)
+    ]
+    assert np.median(scores) >= 0.9
+    assert min(scores) >= 0.7
+
+
+def test_two_characters_of_one_shot_are_told_apart(story):
+    cartoon, _ = story
+    shared = [(sample, mask) for position, sample, mask in masks(*story, "red") if position == 2]
+    for sample, mask in shared:
+        assert mask is not None
+        assert (mask & cartoon.masks["blue", sample.frame]).sum() < 0.02 * mask.sum()
+
+
+def test_a_character_that_is_not_there_is_not_found(story):
+    cartoon, segmenter = story
+    red = cartoon.script.characters[0]
+    assert segmenter.segment(cartoon.view.samples[4], red, [red]) == [None] * 4
+
+
+def test_a_shot_that_was_not_studied_is_segmented_by_its_own_evidence():
+    cartoon = two_friends()
+    red = cartoon.script.characters[0]
+    found = ClassicalSegmenter().segment(cartoon.view.samples[0], red, [red])
+    assert np.median([overlap(m, cartoon.masks["red", s.frame]) for m, s in zip(found, cartoon.view.samples[0])]) > 0.8
+
+
+def test_hex_colours_find_a_figure_that_words_do_not_describe():
+    cartoon = two_friends()
+    figure = Character(id="red", appearance=f"Recurring foreground figure, mostly red ({hex_of(np.array(RED[0]))})")
+    found = ClassicalSegmenter().segment(cartoon.view.samples[3], figure, [figure])
+    assert np.median([overlap(m, cartoon.masks["red", s.frame]) for m, s in zip(found, cartoon.view.samples[3])]) > 0.8
+
+
+def test_one_still_frame_is_enough_for_a_figure_that_stands_out():
+    cartoon = Cartoon([("meadow", {"red": (RED, 150, 150, 120, 34)}, 0, 1)], {"red": "a red hen"})
+    red = cartoon.script.characters[0]
+    (mask,) = ClassicalSegmenter().segment(cartoon.view.samples[0], red, [red])
+    assert mask is not None
+    assert overlap(mask, cartoon.masks["red", 0]) > 0.8
+
+
+def test_black_frames_and_empty_shots_give_no_mask():
+    red = Character(id="red", appearance="a red hen")
+    black = [Sample(frame, np.zeros((180, 320, 3), np.uint8)) for frame in range(3)]
+    assert ClassicalSegmenter().segment(black, red, [red]) == [None] * 3
+    assert ClassicalSegmenter().segment([], red, [red]) == []
+
+
+def test_masks_have_the_size_of_their_frames_and_repeat_exactly(story):
+    import cv2
+
+    cartoon, _ = story
+    red = cartoon.script.characters[0]
+    large = [Sample(s.frame, cv2.resize(s.image, (854, 480))) for s in cartoon.view.samples[0]]
+    first, second = (ClassicalSegmenter().segment(large, red, [red]) for _ in range(2))
+    for a, b in zip(first, second):
+        assert a is not None
+        assert a.shape == (480, 854)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_align_follows_the_camera():
+    cartoon = Cartoon([("meadow", {}, 60, 4)], {})
+    steps = align([sample.image for sample in cartoon.view.samples[0]])
+    np.testing.assert_allclose([step[0, 2] for step in steps], [0, 20, 20, 20], atol=1)
+
+
+def test_what_moves_is_foreground_under_a_panning_camera():
+    cartoon = Cartoon([("meadow", {"red": (RED, 60, 260, 120, 30)}, 60, 7)], {"red": "red"})
+    images = [sample.image for sample in cartoon.view.samples[0]]
+    shot = look(images, Palette(images))
+    truth = cartoon.masks["red", 36]
+    assert shot.moving[3][truth].mean() > 0.8
+    assert shot.moving[3][~truth].mean() < 0.05
+
+
+def test_trim_takes_leaked_background_and_keeps_bounded_parts():
+    labels = np.zeros((60, 80), np.uint8)
+    labels[20:50, 20:50] = 1  # the figure
+    labels[30:36, 30:36] = 0  # an eye in the background's colour, inside the figure
+    mask = np.zeros((60, 80), bool)
+    mask[20:50, 20:62] = True  # 12 columns of background leaked in
+    own = np.array([-0.5, 0.8], np.float32)
+    trimmed = trim(mask, labels, own, np.zeros((60, 80), np.float32))
+    assert trimmed is not None
+    assert not trimmed[:, 53:].any()
+    assert trimmed[24:46, 24:46].all()
+
+
+def test_enlarge_follows_the_edge_of_the_picture():
+    image = np.full((360, 640, 3), 200, np.uint8)
+    image[101:259, 203:437] = (180, 30, 30)
+    truth = image[..., 1] == 30
+    small = np.zeros((180, 320), bool)
+    small[51:129, 102:218] = True
+    assert overlap(enlarge(small, image), truth) > 0.985
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [((250, 250, 250), "white"), ((12, 12, 14), "black"), ((220, 30, 30), "red"), ((40, 80, 220), "blue"),
+     ((240, 215, 60), "yellow"), ((95, 55, 25), "brown"), ((128, 128, 130), "grey"), ((20, 70, 25), "dark green")],
+)  # fmt: skip
+def test_colours_have_their_everyday_names(rgb, name):
+    assert name_of(np.array(rgb)) == name
+
+
+def test_colour_words_are_read_with_the_body_first_and_small_parts_last():
+    found = colours_in("A red fox with a dark-blue scarf and green eyes, covered in snow")
+    assert [round(weight, 2) for _, weight in found] == [1.0, 0.85, 0.3]
+    fit = affinity(
+        "A red fox with a dark-blue scarf", to_lab(np.array([[200, 40, 30], [30, 50, 120], [240, 240, 240]], np.uint8))
+    )
+    assert fit is not None
+    assert fit[0] > 0.8
+    assert fit[1] > 0.5
+    assert fit[2] < 0.05
+    assert affinity("a covered wagon", np.zeros((1, 3), np.float32)) is None
