@@ -1,8 +1,9 @@
 """Stage ``clips``: shots become files of their own, cut to the frame, at training size, with their sound.
 
 A film is decoded once from start to end whatever the number of clips, so a clip's frames are the film's frames by count and
-not by seeking. Every frame keeps its time stamp (variable frame rates stay), the first becomes zero. The encoder's settings,
-its thread count among them, are part of the configuration: equal settings give equal bytes.
+not by seeking. Every frame keeps its time stamp (variable frame rates stay), the first becomes zero. The last frame is a key
+frame like the first: the model's memory of a shot is its last frame, and an encoder spends least on what nothing refers to. The
+encoder's settings, its thread count among them, are part of the configuration: equal settings give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from curation.collect import Film
@@ -149,7 +151,8 @@ class _ClipWriter:
         """Append a frame; sound is written up to a little beyond it."""
         tick = max(round((time - self.span.start_time) * TICKS), self.last_tick + 1)
         picture.pts, picture.time_base, self.last_tick = tick, Fraction(1, TICKS), tick
-        picture.pict_type = 0
+        last = self.frames + 1 == self.span.end_frame - self.span.start_frame
+        picture.pict_type = PictureType.I if last else PictureType.NONE
         self.container.mux(self.video.encode(picture))
         self.frames += 1
         if time >= self.sound_until:

@@ -6,12 +6,15 @@ Everything runs at a small working size and is deterministic.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-WORK_SIDE = 320
+from curation.script import StoryView
+
+WORK_SIDE = 240
 """Longer side of the working images, pixels."""
 
 
@@ -25,7 +28,6 @@ class Shot:
         moving: how surely each pixel moves against the background, float32 [h, w] in 0..1.
         foreground: ``moving`` joined with what the frame's border does not show, float32 [h, w] in 0..1.
         steps: 2 x 3 matrices that map each frame's points to the frame before it (the first is the identity).
-        lively: how much more of each palette colour than of the whole picture is foreground, -1..1 (log scale).
     """
 
     images: list[np.ndarray]
@@ -33,7 +35,6 @@ class Shot:
     moving: list[np.ndarray]
     foreground: list[np.ndarray]
     steps: list[np.ndarray]
-    lively: np.ndarray
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -84,6 +85,50 @@ class Palette:
         return np.bincount(labels.ravel(), weight.ravel().astype(np.float64), len(self.lab))
 
 
+@dataclass(frozen=True)
+class Study:
+    """The palette of a story and its analysed shots; a shot without samples is analysed to None."""
+
+    palette: Palette
+    shots: list[Shot | None]
+
+
+_latest: tuple[weakref.ref[StoryView], Study] | None = None
+
+
+def analyse_story(view: StoryView) -> Study:
+    """Analyse all samples of a story, once for whoever asks for the same view one after the other.
+
+    Raises:
+        ValueError: the story has no sample at all.
+    """
+    global _latest
+    if _latest is not None and _latest[0]() is view:
+        return _latest[1]
+    made = analyse([[sample.image for sample in shot] for shot in view.samples])
+    _latest = weakref.ref(view, _forget), made
+    return made
+
+
+def _forget(gone: weakref.ref[StoryView]) -> None:
+    global _latest
+    if _latest is not None and _latest[0] is gone:
+        _latest = None
+
+
+def analyse(shots: Sequence[Sequence[np.ndarray]]) -> Study:
+    """Analyse shots, each a sequence of RGB uint8 frames of one size.
+
+    Raises:
+        ValueError: there is no frame at all.
+    """
+    if not any(shots):
+        raise ValueError("there is no frame to analyse")
+    small = [[shrink(image) for image in shot] for shot in shots]
+    palette = Palette([image for shot in small for image in shot])
+    return Study(palette, [look(shot, palette) if shot else None for shot in small])
+
+
 def look(images: Sequence[np.ndarray], palette: Palette) -> Shot:
     """Analyse one shot's frames, RGB uint8 of one size each."""
     small = [shrink(image) for image in images]
@@ -94,15 +139,34 @@ def look(images: Sequence[np.ndarray], palette: Palette) -> Shot:
     share = float(np.mean([(frame > 0.5).mean() for frame in moving]))
     trust = 0.9 if share < 0.004 else 0.45  # a shot in which nothing moves has only its border to go by
     foreground = [1 - (1 - m) * (1 - trust * s) for m, s in zip(moving, stands, strict=True)]
-    return Shot(small, labels, moving, foreground, steps, _lively(labels, foreground, palette))
+    return Shot(small, labels, moving, foreground, steps)
 
 
-def _lively(labels: Sequence[np.ndarray], foreground: Sequence[np.ndarray], palette: Palette) -> np.ndarray:
-    front = np.sum([palette.histogram(label, fore) for label, fore in zip(labels, foreground, strict=True)], 0)
-    every = np.sum([palette.histogram(label, np.ones(label.shape)) for label in labels], 0)
-    typical = front.sum() / every.sum()
+def surroundings(shots: Sequence[Shot], palette: Palette) -> list[np.ndarray]:
+    """How much more of each palette colour than of the whole picture is foreground in a shot and in shots of like background.
+
+    Where a figure stands still, shots of the same place in which figures move tell what belongs to the place.
+
+    Returns:
+        For each shot float32 [n] in -1..1 (log scale).
+    """
+    front, every, rest = [], [], []
+    for shot in shots:
+        share = float(np.mean([(moving > 0.5).mean() for moving in shot.moving]))
+        telling = 0.004 < share < 0.35
+        weight = (1.0 if telling else 0.3) / sum(labels.size for labels in shot.labels)
+        fore = [m > 0.5 for m in shot.moving] if telling else shot.foreground
+        front.append(weight * sum(palette.histogram(each, w) for each, w in zip(shot.labels, fore, strict=True)))
+        every.append(weight * sum(palette.histogram(each, np.ones(each.shape)) for each in shot.labels))
+        still = sum(palette.histogram(each, 1 - w) for each, w in zip(shot.labels, shot.foreground, strict=True))
+        still = np.sqrt(still @ palette.kernel)
+        rest.append(still / np.linalg.norm(still))
+    alike = np.clip((np.array(rest) @ np.array(rest).T - 0.7) / 0.25, 0, 1)
+    front, every = alike @ np.array(front), alike @ np.array(every)
+    typical = front.sum(1, keepdims=True) / every.sum(1, keepdims=True)
     front, every = front @ palette.kernel, every @ palette.kernel
-    return np.clip(np.log((front / np.maximum(every, 1) + 0.01) / (typical + 0.01)) / 1.5, -1, 1)
+    lively = np.log((front / np.maximum(every, 1e-5) + 0.01) / (typical + 0.01)) / 1.5
+    return list(np.clip(lively, -1, 1).astype(np.float32))
 
 
 def align(images: Sequence[np.ndarray]) -> list[np.ndarray]:

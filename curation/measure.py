@@ -14,7 +14,7 @@ import numpy as np
 from animeshooter_dataset import AnnotatedBy, Character, DataError, Scene
 from curation import colours
 from curation.figures import Figure, Region, discover_figures, link
-from curation.foreground import Palette, Shot, look, shrink
+from curation.foreground import Palette, Shot, analyse_story
 from curation.script import Sample, ShotScript, StoryScript, StoryView
 
 WINDOW = 4.0
@@ -28,20 +28,18 @@ class Measure:
     Attributes:
         figures: most figures named in a story.
         scenes: most scenes named in a story; shots like none of them have no scene.
-        frames: most frames of a shot looked at, evenly spaced.
     """
 
     figures: int = 3
     scenes: int = 3
-    frames: int = 16
 
     def annotate(self, view: StoryView) -> StoryScript:
         """Measure one story; see :meth:`curation.script.Annotator.annotate`."""
-        samples = [_spread(shot, self.frames) for shot in view.samples]
+        samples = view.samples
         if not all(samples):
             raise DataError(f"{view.film}: shot {list(map(bool, samples)).index(False) + 1} has no frame to measure")
-        palette = Palette([shrink(sample.image) for shot in samples for sample in shot])
-        shots = [look([sample.image for sample in shot], palette) for shot in samples]
+        analysed = analyse_story(view)
+        palette, shots = analysed.palette, [shot for shot in analysed.shots if shot is not None]
         figures = discover_figures(shots, palette, self.figures)
         scenes, places = _scenes(shots, palette, view, self.scenes)
         measured = [_Measured.of(view, i, shots[i], samples[i], palette, figures) for i in range(len(shots))]
@@ -325,9 +323,3 @@ def _distinct(texts: list[str]) -> list[str]:
 def _list(parts: Sequence[str]) -> str:
     """Parts as an English enumeration."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
-    if len(samples) <= most:
-        return list(samples)
-    return [samples[round(k)] for k in np.linspace(0, len(samples) - 1, most)]

@@ -42,7 +42,7 @@ class ReferenceConfig:
     images: int = 4
     per_shot: int = 2
     side: int = 256
-    frames: int = 12
+    frames: int = 6
     agreement: float = 0.45
     relative: float = 0.84
     outline: float = 0.7
@@ -95,6 +95,7 @@ class _Candidate:
     sample: Sample
     mask: np.ndarray
     signature: np.ndarray
+    setting: np.ndarray  # the colours around it
     sharpness: float
     touching: float
     small: str | None = None  # why it is no reference itself, though it shows what its character looks like
@@ -138,18 +139,22 @@ def clean_mask(mask: np.ndarray, config: ReferenceConfig) -> tuple[np.ndarray, s
     """The paper's rules on one mask [H, W]: the cleaned mask (its largest component), and why it is rejected or None."""
     import cv2
 
+    largest = np.zeros(mask.shape, bool)
+    if not mask.any():
+        return largest, "nothing is left after opening"
+    window = _window(mask, 3 * config.kernel)
     kernel = np.ones((config.kernel, config.kernel), np.uint8)
-    clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    clean = cv2.morphologyEx(np.ascontiguousarray(mask[window], np.uint8), cv2.MORPH_OPEN, kernel)
     clean = cv2.morphologyEx(clean, cv2.MORPH_CLOSE, kernel)
     contours, _ = cv2.findContours(clean, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(clean, connectivity=8)
     if count < 2:
-        return clean > 0, "nothing is left after opening"
+        return largest, "nothing is left after opening"
+    largest[window] = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     if len(contours) > config.max_contours:
-        return clean > 0, f"{len(contours)} contours, more than {config.max_contours}"
+        return largest, f"{len(contours)} contours, more than {config.max_contours}"
     if count - 1 > config.max_components:
-        return clean > 0, f"{count - 1} connected components, more than {config.max_components}"
-    largest = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+        return largest, f"{count - 1} connected components, more than {config.max_components}"
     share = float(largest.mean())
     if share < config.min_share:
         return largest, f"{share:.1%} of the image, under {config.min_share:.0%}"
@@ -207,44 +212,51 @@ def _judge(
     if reason is not None:
         return Rejected(character.id, position, sample.frame, reason)
     look, sharp = signature(sample.image, clean), sharpness(sample.image, clean)
-    return _Candidate(character.id, position, sample, clean, look, sharp, touching(clean), small)
+    around = signature(sample.image[::3, ::3], ~clean[::3, ::3])
+    return _Candidate(character.id, position, sample, clean, look, around, sharp, touching(clean), small)
 
 
 def signature(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Colours of a masked image as a smoothed histogram over CIE Lab (6 x 8 x 8), summing to 1."""
     import cv2
 
-    pixels = image[mask]
-    lab = colours.to_lab(pixels[:: max(1, len(pixels) // 4000)])
-    edges = [np.linspace(0, 100, 7), np.linspace(-64, 64, 9), np.linspace(-64, 64, 9)]
-    inside = np.clip(lab, [0, -63.9, -63.9], [99.9, 63.9, 63.9])
-    table, _ = np.histogramdd(inside, edges)
+    chosen = np.flatnonzero(mask)
+    lab = colours.to_lab(image.reshape(-1, 3)[chosen[:: max(1, len(chosen) // 4000)]])
+    cell = np.floor((lab + (0, 64, 64)) * (6 / 100, 1 / 16, 1 / 16)).astype(int)
+    cell = np.clip(cell, 0, (5, 7, 7)) @ (64, 8, 1)
+    table = np.bincount(cell, minlength=384).astype(np.float64).reshape(6, 8, 8)
     smooth = np.stack([cv2.GaussianBlur(layer, (0, 0), 0.7) for layer in table])
     smooth = cv2.GaussianBlur(smooth.reshape(6, -1), (1, 3), 0.7).ravel()
     return smooth / max(smooth.sum(), 1e-9)
 
 
 def sharpness(image: np.ndarray, mask: np.ndarray) -> float:
-    """Sharpness of what a mask shows, 0..1: its steepest tenth of gradients against a step of 64 grey levels."""
+    """Sharpness of what a mask shows, 0..1: its steepest twentieth of gradients against a step of 64 grey levels."""
     import cv2
 
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    steep = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))[mask] / 4
-    return float(min(np.percentile(steep, 95) / 64, 1.0)) if steep.size else 0.0
+    if not mask.any():
+        return 0.0
+    window = _window(mask, 2)
+    grey = cv2.cvtColor(np.ascontiguousarray(image[window]), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    steep = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))[mask[window]] / 4
+    return float(min(np.percentile(steep, 95) / 64, 1.0))
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> float:
     """The share of a mask's outline, without the frame's edge, that lies on an edge of the picture, 0..1."""
     import cv2
 
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     side = max(5, 2 * round(min(mask.shape) / 120) + 1)
-    block = np.ones((side, side), np.uint8)
-    spread = cv2.subtract(cv2.dilate(lab, block), cv2.erode(lab, block)).max(-1)
     ring = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     ring[[0, 1, -1, -2]] = False
     ring[:, [0, 1, -1, -2]] = False
-    return float((spread[ring] > 24).mean()) if ring.any() else 1.0
+    if not ring.any():
+        return 1.0
+    window = _window(ring, side)
+    lab = cv2.cvtColor(np.ascontiguousarray(image[window]), cv2.COLOR_RGB2LAB)
+    block = np.ones((side, side), np.uint8)
+    spread = cv2.subtract(cv2.dilate(lab, block), cv2.erode(lab, block))
+    return float((spread[ring[window]].max(-1) > 24).mean())
 
 
 def touching(mask: np.ndarray) -> float:
@@ -259,41 +271,68 @@ def _agreeing(
 ) -> list[list[_Candidate]]:
     """Candidates of each character that look like its other shots' and not more like another character's.
 
-    Masks too small for a reference have their say here before they are rejected.
+    Masks too small for a reference have their say here before they are rejected. Where most masks of a shot are refused,
+    the others of it are too.
     """
-    typical = {}
-    for character in characters:
-        shots: dict[int, list[np.ndarray]] = {}
-        for each in passed:
-            if each.character == character.id:
-                shots.setdefault(each.position, []).append(each.signature)
-        typical[character.id] = {position: np.mean(found, 0) for position, found in shots.items()}
+    shots: dict[tuple[str, int], list[_Candidate]] = {}
+    for each in passed:
+        shots.setdefault((each.character, each.position), []).append(each)
+    typical: dict[str, dict[int, np.ndarray]] = {character.id: {} for character in characters}
+    settings = {position: np.mean([each.setting for each in group], 0) for (_, position), group in shots.items()}
+    for (name, position), group in shots.items():
+        typical[name][position] = np.mean([each.signature for each in group], 0)
+    levels = {name: 0.0 for name in typical}
+    for (name, position), group in shots.items():
+        others = [mean for other, mean in typical[name].items() if other != position]
+        for each in group:
+            each.agreement = _likeness(each.signature, others) if others else 0.8
+        levels[name] = max(levels[name], float(np.median([each.agreement for each in group])))
     kept: dict[str, list[_Candidate]] = {character.id: [] for character in characters}
-    levels: dict[str, dict[int, list[float]]] = {character.id: {} for character in characters}
-    for each in passed:
-        others = [mean for position, mean in typical[each.character].items() if position != each.position]
-        each.agreement = _likeness(each.signature, others) if others else 0.8
-        levels[each.character].setdefault(each.position, []).append(each.agreement)
-    for each in passed:
-        compared = len(typical[each.character]) > 1
-        level = max(float(np.median(found)) for found in levels[each.character].values())
-        least = max(config.agreement, config.relative * level)
-        rival = max(
-            ((_likeness(each.signature, list(means.values())), name) for name, means in typical.items()
-             if name != each.character and means),
-            default=(0.0, ""),
-        )  # fmt: skip
-        if each.small:
-            reason = each.small
-        elif compared and each.agreement < least:
-            reason = f"looks unlike the character's other shots ({each.agreement:.2f})"
-        elif compared and rival[0] > each.agreement:
-            reason = f"looks more like {rival[1]} ({rival[0]:.2f} against {each.agreement:.2f})"
-        else:
-            kept[each.character].append(each)
-            continue
-        rejected.append(Rejected(each.character, each.position, each.sample.frame, reason))
+    for (name, _), group in shots.items():
+        reasons = [_refused(each, typical, settings, levels[name], config) for each in group]
+        doubtful = sum(reason is not None for reason in reasons) > len(group) / 2
+        for each, reason in zip(group, reasons, strict=True):
+            reason = reason or ("most masks of the shot are refused" if doubtful else each.small)
+            if reason is None:
+                kept[name].append(each)
+            else:
+                rejected.append(Rejected(name, each.position, each.sample.frame, reason))
     return list(kept.values())
+
+
+def _refused(
+    each: _Candidate,
+    typical: dict[str, dict[int, np.ndarray]],
+    settings: dict[int, np.ndarray],
+    level: float,
+    config: ReferenceConfig,
+) -> str | None:
+    """Why a candidate does not show its character, by the colours of all candidates; None if it may."""
+    if len(typical[each.character]) < 2:
+        return None
+    if each.agreement < max(config.agreement, config.relative * level):
+        return f"looks unlike the character's other shots ({each.agreement:.2f})"
+    elsewhere = _elsewhere(each, typical[each.character], settings)
+    if elsewhere < config.agreement:
+        return f"looks like none of the character's shots in other places ({elsewhere:.2f})"
+    rivals = {
+        name: _likeness(each.signature, list(means.values()))
+        for name, means in typical.items()
+        if name != each.character and means
+    }
+    rival = max(rivals, key=lambda name: rivals[name], default="")
+    if rival and rivals[rival] > each.agreement:
+        return f"looks more like {rival} ({rivals[rival]:.2f} against {each.agreement:.2f})"
+    return None
+
+
+def _elsewhere(each: _Candidate, typical: dict[int, np.ndarray], settings: dict[int, np.ndarray]) -> float:
+    """The best histogram intersection with the character's shots before another background; 1 if there is none.
+
+    A thing that belongs to a place is seen there in shot after shot, but nowhere else.
+    """
+    foreign = [k for k in typical if np.minimum(settings[each.position], settings[k]).sum() < 0.5]
+    return max((float(np.minimum(each.signature, typical[k]).sum()) for k in foreign), default=1.0)
 
 
 def _likeness(own: np.ndarray, others: Sequence[np.ndarray]) -> float:
@@ -337,6 +376,12 @@ def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
     if len(samples) <= most:
         return list(samples)
     return [samples[round(k)] for k in np.linspace(0, len(samples) - 1, most)]
+
+
+def _window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
+    """The box of a mask with a margin, as slices; cut off at the frame."""
+    x0, y0, x1, y1 = _box(mask)
+    return slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from animeshooter_dataset import Character
 from curation import colours
-from curation.foreground import Palette, Shot, look, shrink
+from curation.foreground import Palette, Shot, Study, analyse, analyse_story, surroundings
 from curation.script import Sample, StoryScript, StoryView
 
 
@@ -35,6 +35,8 @@ class Segmenter(Protocol):
         ...
 
 
+import os
+APART=float(os.environ.get('APART','.23'))
 @dataclass
 class ClassicalSegmenter:
     """Foreground, colour statistics and GrabCut (Rother et al., SIGGRAPH 2004), without a trained model.
@@ -45,44 +47,52 @@ class ClassicalSegmenter:
 
     Attributes:
         least_share: smallest figure it reports, as a share of the frame.
-        iterations: GrabCut iterations a frame.
     """
 
     least_share: float = 0.006
-    iterations: int = 2
+    apart: float = APART
     _palette: Palette | None = field(default=None, init=False, repr=False)
-    _frames: dict[int, tuple[Shot, int]] = field(default_factory=dict, init=False, repr=False)
+    _frames: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
+    _shots: list[Shot] = field(default_factory=list, init=False, repr=False)
+    _places: list[np.ndarray] = field(default_factory=list, init=False, repr=False)
     _scores: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def study(self, script: StoryScript, view: StoryView) -> None:
         """Learn the palette of the story and the colours of each character."""
         listed = [set(shot.characters) for shot in script.shots]
-        self._learn(view.samples, listed, script.characters)
+        self._learn(view.samples, listed, script.characters, analyse_story(view) if any(view.samples) else None)
 
     def segment(self, shot: Sequence[Sample], character: Character, cast: Sequence[Character]) -> list[np.ndarray | None]:
         """See :meth:`Segmenter.segment`; a shot or character that was not studied is studied by itself."""
         known = all(sample.frame in self._frames for sample in shot)
         if not known or any(member.id not in self._scores for member in (character, *cast)):
             everyone = list({member.id: member for member in (character, *cast)}.values())
-            self._learn([shot], [{member.id for member in everyone}], everyone)
+            analysed = analyse([[sample.image for sample in shot]]) if shot else None
+            self._learn([shot], [{member.id for member in everyone}], everyone, analysed)
         own = self._scores[character.id]
         rivals = [self._scores[member.id] for member in cast if member.id != character.id]
         masks: list[np.ndarray | None] = []
         for sample in shot:
-            seen, i = self._frames[sample.frame]
-            small = self._find(seen, i, own, rivals)
+            small = self._find(*self._frames[sample.frame], own, rivals)
             masks.append(None if small is None else enlarge(small, sample.image))
         return masks
 
-    def _learn(self, shots: Sequence[Sequence[Sample]], listed: Sequence[set[str]], characters: Sequence[Character]) -> None:
-        if not any(shots):
+    def _learn(
+        self,
+        shots: Sequence[Sequence[Sample]],
+        listed: Sequence[set[str]],
+        characters: Sequence[Character],
+        analysed: Study | None,
+    ) -> None:
+        if analysed is None:
             self._frames, self._scores = {}, {each.id: np.zeros(0, np.float32) for each in characters}
             return
-        self._palette = Palette([shrink(sample.image) for shot in shots for sample in shot])
+        self._palette = analysed.palette
+        seen = [shot for shot in analysed.shots if shot is not None]
         kept = [shot for shot in shots if shot]
         names = [name for shot, name in zip(shots, listed, strict=True) if shot]
-        seen = [look([sample.image for sample in shot], self._palette) for shot in kept]
-        self._frames = {sample.frame: (each, i) for shot, each in zip(kept, seen, strict=True) for i, sample in enumerate(shot)}
+        self._shots, self._places = seen, surroundings(seen, self._palette)
+        self._frames = {sample.frame: (k, i) for k, shot in enumerate(kept) for i, sample in enumerate(shot)}
         texts = {each.id: colours.affinity(each.appearance, self._palette.lab) for each in characters}
         self._scores = {}
         for each in characters:
@@ -101,7 +111,7 @@ class ClassicalSegmenter:
         chosen = sorted(frames)[:: max(1, -(-len(frames) // most))]
         for k, i in chosen:
             rivals = [self._scores[other] for other in sorted(names[k]) if other != name]
-            mask = self._find(seen[k], i, own, rivals)
+            mask = self._find(k, i, own, rivals, cut=False)
             if mask is not None:
                 inside += self._palette.histogram(seen[k].labels[i], mask) / mask.size
                 outside += self._palette.histogram(seen[k].labels[i], ~mask) / mask.size
@@ -115,12 +125,13 @@ class ClassicalSegmenter:
         ratio = np.log((inside / inside.sum() + 2e-3) / (outside / max(outside.sum(), 1e-9) + 2e-3))
         return (0.5 * own + 0.5 * np.clip(ratio / 1.5, -1, 1)).astype(np.float32)
 
-    def _find(self, shot: Shot, i: int, own: np.ndarray, rivals: Sequence[np.ndarray]) -> np.ndarray | None:
-        """The character in frame ``i`` of an analysed shot, bool at working size."""
+    def _find(self, k: int, i: int, own: np.ndarray, rivals: Sequence[np.ndarray], cut: bool = True) -> np.ndarray | None:
+        """The character in frame ``i`` of the analysed shot ``k``, bool at working size."""
         import cv2
 
+        shot, lively = self._shots[k], self._places[k]
         labels, front = shot.labels[i], shot.foreground[i]
-        here = (np.where(shot.lively < 0, 0.6, 0.4) * shot.lively).astype(np.float32)
+        here = (np.where(lively < 0, 1.0, 0.4) * lively).astype(np.float32)
         general, own, rivals = own, own + here, [rival + here for rival in rivals]
         score = cv2.GaussianBlur(own[labels], (0, 0), 1.2)
         evidence = score + 0.8 * (front - 0.35)
@@ -132,9 +143,11 @@ class ClassicalSegmenter:
         if core is None or core.mean() < 0.4 * self.least_share:
             return None
         core, likely = _with_motion(core, evidence, shot.moving[i] > 0.5, score, taken, labels)
-        mask = self._cut(shot.images[i], core, likely, taken)
+        mask = self._cut(shot.images[i], core, likely, taken) if cut else likely
         mask = None if mask is None else trim(mask, labels, general, shot.moving[i])
         if mask is None or mask.mean() < self.least_share or float(score[mask].mean()) < 0.05:
+            return None
+        if float(lively[labels][mask].mean()) < self.apart:
             return None
         return mask
 
@@ -157,7 +170,7 @@ class ClassicalSegmenter:
         cv2.setRNGSeed(0)
         background, figure = np.zeros((1, 65)), np.zeros((1, 65))
         crop = np.ascontiguousarray(image[window])
-        cv2.grabCut(crop, part, None, background, figure, self.iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(crop, part, None, background, figure, 1, cv2.GC_INIT_WITH_MASK)
         mask = np.zeros(core.shape, bool)
         mask[window] = (part & 1) == 1
         return mask

@@ -92,6 +92,22 @@ def automatic_components(folder: Path) -> dict[str, Any]:
     }
 
 
+def check_filled(pipeline: Any, folder: Path) -> None:
+    """Refuse a checkpoint that lacks weights: diffusers leaves those on the meta device and only warns.
+
+    Raises:
+        ValueError: names the component and the first weight that is missing.
+    """
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            missing = [weight for weight, value in component.named_parameters() if value.is_meta]
+            if missing:
+                raise ValueError(
+                    f"{folder / name}: {len(missing)} weights are missing, the first is {missing[0]}; "
+                    "the checkpoint is incomplete or of another version, save or download it again"
+                )
+
+
 def save(pipeline: Any, path: str | os.PathLike[str], share_with: str | os.PathLike[str] | None = None) -> None:
     """Writes a whole checkpoint; the folder appears complete or not at all.
 

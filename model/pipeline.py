@@ -96,6 +96,7 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{folder}: the checkpoint is damaged, save or download it again ({reason})") from error
+        checkpoint.check_filled(pipeline, folder)
         return pipeline
 
     def save_pretrained(

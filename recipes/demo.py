@@ -7,6 +7,7 @@ generator on the last checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,8 @@ def _load(demo: DemoRun) -> None:
 def _train(demo: DemoRun, small: bool) -> None:
     """Run each stage as a process of its own, from the checkpoint of the stage before it."""
     recipes, parent = Path(__file__).parent, None
+    # One thread each: at this size more threads gain nothing, and wait on one another where others are at work.
+    quiet = {"OMP_NUM_THREADS": "1", **os.environ}
     story = story_to_tell(demo.data)
     for stage, steps in STAGES.items():
         target = demo.out / "checkpoints" / stage
@@ -181,7 +184,7 @@ def _train(demo: DemoRun, small: bool) -> None:
         command += ["--video", story.video] if stage == "lora" else []
         log = demo.out / f"{stage}.log"
         with log.open("w") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=quiet, check=False).returncode
         if code:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
             raise DataError(f"{log}: stage {stage} ended with exit code {code}: {''.join(last)}")

@@ -71,6 +71,8 @@ def _story(story: StoryRecord, pictures: dict[str, bytes], shots: dict, audio: d
         poster = board.crop((left, top, left + tile.tile_width, top + tile.tile_height))
         poster.save(assets / f"{shot.key}.jpg", quality=85)
         shots[story.key][shot.position]["poster"] = f"assets/{shot.key}.jpg"
+    for clip in audio.get(story.key, []):
+        clip["poster"] = f"assets/{clip['shots'][0]}.jpg"
     return {
         **story.model_dump(include={"storyline", "characters", "scenes", "licence"}),
         "annotator": story.annotator.kind,

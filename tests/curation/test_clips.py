@@ -96,3 +96,11 @@ def test_samples_are_spread_over_the_asked_for_frames(tmp_path):
     got = list(sample_clip(film, 10, 30, 4))
     assert [index for index, _ in got] == [films.read_number(image) for _, image in got] == [12, 17, 22, 27]
     assert [index for index, _ in sample_clip(film, 5, 7, 9)] == [5, 6]
+
+
+def test_first_and_last_frame_are_key_frames(tmp_path):
+    film = films.write_film(tmp_path / "film.mp4", frames=40)
+    [span], _ = cut(film, tmp_path, (5, 25))
+    with av.open(str(span.path)) as container:
+        keys = [frame.key_frame for frame in container.decode(video=0)]
+    assert keys == [True, *[False] * 18, True]

@@ -160,3 +160,15 @@ def test_code_from_elsewhere_is_not_imported(saved, entry):
     change_index(saved, **entry)
     with pytest.raises(ValueError, match="wants code from"):
         AnimeShooterGen.from_pretrained(saved)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name(saved):
+    from safetensors.torch import load_file, save_file
+
+    [file] = (saved / "adapter").glob("*.safetensors")
+    weights = load_file(file)
+    gone = sorted(weights)[0]
+    del weights[gone]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"adapter: 1 weights are missing, the first is {gone}"):
+        AnimeShooterGen.from_pretrained(saved)
