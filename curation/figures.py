@@ -9,6 +9,9 @@ import numpy as np
 
 from curation.foreground import Palette, Shot
 
+DARK = 20.0
+"""A figure whose mean lightness is lower (CIE L, 0..100) is left out: its shape is lost in shadow."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -40,7 +43,7 @@ class Figure:
 def discover_figures(
     shots: Sequence[Shot], palette: Palette, most: int = 3, likeness: float = 0.72, least_frames: int = 3
 ) -> list[Figure]:
-    """Find figures that recur in at least two shots, the most present first.
+    """Find figures that recur in a third of the shots or in three (in two at least), the most present first.
 
     Regions of a frame's foreground are described by the palette colours that they have and their surroundings lack,
     joined within each shot, and then across shots (average linkage on the cosine of the smoothed signatures).
@@ -63,13 +66,15 @@ def discover_figures(
     tracks = [(position, group) for position, group in tracks if len(group) >= min(2, len(shots[position].images))]
     raw = [np.mean([region.signature for region in group], 0) for _, group in tracks]
     figures = []
+    least_shots = min(max(-(-len(shots) // 3), 2), 3)
     for group in link([row @ smooth for row in raw], likeness):
         regions: dict[int, list[Region]] = {}
         for k in group:
             regions.setdefault(tracks[k][0], []).extend(tracks[k][1])
         mean = np.sum([raw[k] for k in group], 0)
         stands_out = float((mean * weight).sum() / mean.sum()) > 1.7 * overall  # else it is a piece of the background
-        if stands_out and len(regions) >= 2 and sum(map(len, regions.values())) >= least_frames:
+        visible = float((mean * palette.lab[:, 0]).sum() / mean.sum()) > DARK
+        if stands_out and visible and len(regions) >= least_shots and sum(map(len, regions.values())) >= least_frames:
             figures.append(_describe({k: _largest(regions[k]) for k in sorted(regions)}, shots, palette))
     figures.sort(key=lambda figure: (-_presence(figure), min(figure.regions)))
     return figures[:most]

@@ -7,7 +7,7 @@ film's maker supplies, ``curation.measure`` needs no model and says only what wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -85,8 +85,8 @@ class StoryScript:
     characters: tuple[Character, ...]
     scenes: tuple[Scene, ...]
     shots: tuple[ShotScript, ...]
+    annotator: AnnotatedBy
     sounds: tuple[SoundScript, ...] = ()
-    annotator: AnnotatedBy = field(default_factory=lambda: AnnotatedBy(kind="measure"))
 
 
 class Annotator(Protocol):

@@ -35,8 +35,6 @@ class Segmenter(Protocol):
         ...
 
 
-import os
-APART=float(os.environ.get('APART','.23'))
 @dataclass
 class ClassicalSegmenter:
     """Foreground, colour statistics and GrabCut (Rother et al., SIGGRAPH 2004), without a trained model.
@@ -47,14 +45,19 @@ class ClassicalSegmenter:
 
     Attributes:
         least_share: smallest figure it reports, as a share of the frame.
+        apart: how much more of a figure's colours must stand in the foreground of its place than of the whole picture
+            (mean over its pixels, -1..1 as in :func:`curation.foreground.surroundings`); else it is no figure but place.
+        described: least mean fit (0..1) of a figure's pixels to the colours its description names, if it names any.
     """
 
     least_share: float = 0.006
-    apart: float = APART
+    apart: float = 0.28
+    described: float = 0.08
     _palette: Palette | None = field(default=None, init=False, repr=False)
     _frames: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
     _shots: list[Shot] = field(default_factory=list, init=False, repr=False)
     _places: list[np.ndarray] = field(default_factory=list, init=False, repr=False)
+    _words: dict[str, np.ndarray | None] = field(default_factory=dict, init=False, repr=False)
     _scores: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def study(self, script: StoryScript, view: StoryView) -> None:
@@ -69,11 +72,10 @@ class ClassicalSegmenter:
             everyone = list({member.id: member for member in (character, *cast)}.values())
             analysed = analyse([[sample.image for sample in shot]]) if shot else None
             self._learn([shot], [{member.id for member in everyone}], everyone, analysed)
-        own = self._scores[character.id]
-        rivals = [self._scores[member.id] for member in cast if member.id != character.id]
+        rivals = [member.id for member in cast if member.id != character.id]
         masks: list[np.ndarray | None] = []
         for sample in shot:
-            small = self._find(*self._frames[sample.frame], own, rivals)
+            small = self._find(*self._frames[sample.frame], character.id, rivals)
             masks.append(None if small is None else enlarge(small, sample.image))
         return masks
 
@@ -93,7 +95,7 @@ class ClassicalSegmenter:
         names = [name for shot, name in zip(shots, listed, strict=True) if shot]
         self._shots, self._places = seen, surroundings(seen, self._palette)
         self._frames = {sample.frame: (k, i) for k, shot in enumerate(kept) for i, sample in enumerate(shot)}
-        texts = {each.id: colours.affinity(each.appearance, self._palette.lab) for each in characters}
+        texts = self._words = {each.id: colours.affinity(each.appearance, self._palette.lab) for each in characters}
         self._scores = {}
         for each in characters:
             others = [fit for name, fit in texts.items() if name != each.id and fit is not None]
@@ -110,8 +112,8 @@ class ClassicalSegmenter:
         frames = {(k, round(part * (len(seen[k].images) - 1))) for k in shown for part in (0.3, 0.7)}
         chosen = sorted(frames)[:: max(1, -(-len(frames) // most))]
         for k, i in chosen:
-            rivals = [self._scores[other] for other in sorted(names[k]) if other != name]
-            mask = self._find(k, i, own, rivals, cut=False)
+            rivals = [other for other in sorted(names[k]) if other != name]
+            mask = self._find(k, i, name, rivals, cut=False)
             if mask is not None:
                 inside += self._palette.histogram(seen[k].labels[i], mask) / mask.size
                 outside += self._palette.histogram(seen[k].labels[i], ~mask) / mask.size
@@ -125,18 +127,19 @@ class ClassicalSegmenter:
         ratio = np.log((inside / inside.sum() + 2e-3) / (outside / max(outside.sum(), 1e-9) + 2e-3))
         return (0.5 * own + 0.5 * np.clip(ratio / 1.5, -1, 1)).astype(np.float32)
 
-    def _find(self, k: int, i: int, own: np.ndarray, rivals: Sequence[np.ndarray], cut: bool = True) -> np.ndarray | None:
+    def _find(self, k: int, i: int, name: str, rivals: Sequence[str], cut: bool = True) -> np.ndarray | None:
         """The character in frame ``i`` of the analysed shot ``k``, bool at working size."""
         import cv2
 
         shot, lively = self._shots[k], self._places[k]
         labels, front = shot.labels[i], shot.foreground[i]
         here = (np.where(lively < 0, 1.0, 0.4) * lively).astype(np.float32)
-        general, own, rivals = own, own + here, [rival + here for rival in rivals]
+        general = self._scores[name]
+        own, others = general + here, [self._scores[rival] + here for rival in rivals]
         score = cv2.GaussianBlur(own[labels], (0, 0), 1.2)
         evidence = score + 0.8 * (front - 0.35)
         taken = np.zeros(labels.shape, bool)
-        for rival in rivals:
+        for rival in others:
             lead = cv2.GaussianBlur((rival - own)[labels], (0, 0), 1.2)
             taken |= (lead > 0.35) & (cv2.GaussianBlur(rival[labels], (0, 0), 1.2) > 0.3)
         core = _main_group(_open((evidence > 0.45) & (score > 0.15) & ~taken, 3), evidence * (0.15 + front))
@@ -147,9 +150,9 @@ class ClassicalSegmenter:
         mask = None if mask is None else trim(mask, labels, general, shot.moving[i])
         if mask is None or mask.mean() < self.least_share or float(score[mask].mean()) < 0.05:
             return None
-        if float(lively[labels][mask].mean()) < self.apart:
-            return None
-        return mask
+        words = self._words[name]
+        described = words is None or float(words[labels][mask].mean()) > self.described
+        return mask if described and float(lively[labels][mask].mean()) >= self.apart else None
 
     def _cut(self, image: np.ndarray, core: np.ndarray, likely: np.ndarray, taken: np.ndarray) -> np.ndarray | None:
         """GrabCut in and around ``likely``, with ``core`` as certain; None where there is nothing to tell apart."""
@@ -256,7 +259,7 @@ def trim(mask: np.ndarray, labels: np.ndarray, own: np.ndarray, moving: np.ndarr
         x, y, w, h, area = stats[k]
         enclosed = x > 0 and y > 0 and x + w < width and y + h < height
         its_own = (moves[k] > 0.4 * area or speaks[k] > 0.05 * area) and area < 0.25 * body.sum()
-        if enclosed and (area < 0.025 * body.sum() or its_own):
+        if enclosed and (area < 0.1 * body.sum() or its_own):
             body[holes == k] = True
     return body
 

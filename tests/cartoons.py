@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from animeshooter_dataset import Character
+from animeshooter_dataset import AnnotatedBy, Character
 from curation.cuts import Span
 from curation.script import Sample, ShotScript, StoryScript, StoryView
 
@@ -69,6 +69,7 @@ class Cartoon:
             characters=tuple(Character(id=name, appearance=text) for name, text in appearances.items()),
             scenes=(),
             shots=tuple(ShotScript("narrative", "descriptive", characters=tuple(cast)) for _, cast, _, _ in shots),
+            annotator=AnnotatedBy(kind="sidecar"),
         )
 
 

@@ -13,6 +13,7 @@ ALLOWED = {
     "animeshooter_streams": {"animeshooter_clips", "animeshooter_dataset"},
     "curation": {"animeshooter_dataset"},
     "model": set(),
+    "benchmarks": {"curation"},
     "recipes": {"animeshooter_clips", "animeshooter_dataset", "animeshooter_streams", "curation", "model"},
 }
 

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cartoons import BLUE, RED, Cartoon, overlap, two_friends
 
+from animeshooter_dataset import AnnotatedBy
 from curation.references import (
     ReferenceConfig,
     ReferenceImage,
@@ -15,6 +18,7 @@ from curation.references import (
 from curation.segment import ClassicalSegmenter
 
 CONFIG = ReferenceConfig()
+PAPER = ReferenceConfig(min_share=0.05)
 
 
 class Drawn:
@@ -105,7 +109,7 @@ def blob(*circles):
     ],
 )
 def test_mask_rules_of_the_paper(mask, reason):
-    clean, why = clean_mask(mask, CONFIG)
+    clean, why = clean_mask(mask, PAPER)
     assert (why is None) if reason is None else reason in (why or "")
     if why is None:
         assert not clean[:30, :80].any(), "only the largest component stays"
@@ -146,6 +150,43 @@ def test_a_mask_that_shows_another_character_is_rejected(cartoon):
     found = find_references(cartoon.script, cartoon.view, CONFIG, drawn)
     assert {r.frame for r in found.rejected} >= set(wrong)
     assert all(i.position != 2 for i in found.images if i.character == "red")
+
+
+def test_a_thing_that_stays_in_one_place_is_no_character(cartoon):
+    ground = np.zeros((180, 320), bool)
+    ground[120:180, 40:300] = True
+    meadow = {s.frame: ground for k in (0, 2) for s in cartoon.view.samples[k]}
+    drawn = Drawn(cartoon)
+    drawn.segment = lambda shot, character, cast: [
+        meadow.get(s.frame, cartoon.masks["red", s.frame]) if character.id == "red" else None for s in shot
+    ]
+    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(outline=0, relative=0, agreement=0.4), drawn)
+    assert {image.position for image in found.images} <= {3}
+    assert any("in other places" in each.reason for each in found.rejected)
+
+
+def test_a_measured_figure_must_show_in_two_shots(cartoon):
+    measured = replace(cartoon.script, annotator=AnnotatedBy(kind="measure"))
+    alone = {s.frame: None for k in (2, 3) for s in cartoon.view.samples[k]}
+    drawn = Drawn(cartoon)
+    drawn.segment = lambda shot, character, cast: [
+        alone.get(s.frame, cartoon.masks[character.id, s.frame]) if character.id == "red" else None for s in shot
+    ]
+    assert {image.position for image in find_references(cartoon.script, cartoon.view, CONFIG, drawn).images} == {0}
+    found = find_references(measured, cartoon.view, CONFIG, drawn)
+    assert found.images == []
+    assert "two shots" in next(each.reason for each in found.rejected if each.position == 0)
+
+
+def test_where_most_masks_of_a_shot_are_wrong_the_rest_is_not_trusted(cartoon):
+    shot = cartoon.view.samples[0]
+    sky = np.zeros((180, 320), bool)
+    sky[5:80, 20:140] = True
+    found = find_references(
+        cartoon.script, cartoon.view, ReferenceConfig(outline=0), Drawn(cartoon, {s.frame: sky for s in shot[1:]})
+    )
+    reasons = {each.frame: each.reason for each in found.rejected if each.position == 0}
+    assert "most masks of the shot" in reasons[shot[0].frame]
 
 
 def test_a_mask_that_ends_in_a_smooth_area_is_rejected(cartoon):

@@ -4,7 +4,7 @@ from cartoons import RED, Cartoon, overlap, two_friends
 
 from animeshooter_dataset import Character
 from curation.colours import affinity, colours_in, hex_of, name_of, to_lab
-from curation.foreground import Palette, align, look
+from curation.foreground import Palette, align, analyse, analyse_story, look, shrink, surroundings
 from curation.script import Sample
 from curation.segment import ClassicalSegmenter, enlarge, trim
 
@@ -98,11 +98,39 @@ def test_align_follows_the_camera():
     np.testing.assert_allclose([step[0, 2] for step in steps], [0, 20, 20, 20], atol=1)
 
 
+def test_a_view_is_analysed_once_and_forgotten_with_it(story):
+    cartoon = two_friends()
+    first = analyse_story(cartoon.view)
+    assert analyse_story(cartoon.view) is first
+    assert analyse_story(two_friends().view) is not first
+    with pytest.raises(ValueError, match="no frame"):
+        analyse([[], []])
+
+
+def test_colours_of_a_place_are_known_from_a_shot_in_which_the_figure_moves():
+    still = {"red": (RED, 150, 150, 120, 34)}
+    moving = {"red": (RED, 60, 260, 120, 34)}
+    cartoon = Cartoon([("meadow", still, 0, 4), ("meadow", moving, 0, 6)], {"red": "a red hen"})
+    study = analyse([[sample.image for sample in shot] for shot in cartoon.view.samples])
+    shots = [shot for shot in study.shots if shot is not None]
+    lively = surroundings(shots, study.palette)[0][shots[0].labels[0]]
+    truth = shrink(np.dstack([cartoon.masks["red", 0]] * 3).astype(np.uint8) * 255)[..., 0] > 127
+    assert lively[truth].mean() > 0.6
+    assert lively[~truth].mean() < -0.3
+
+
+def test_a_place_in_the_colours_of_a_character_is_not_taken_for_it():
+    cartoon = Cartoon([("meadow", {"red": (RED, 60, 260, 120, 34)}, 40, 6)], {"red": "a red hen"})
+    frog = Character(id="frog", appearance="a light green frog")
+    shot = cartoon.view.samples[0]
+    assert [mask is None for mask in ClassicalSegmenter().segment(shot, frog, [frog])] == [True] * 6
+
+
 def test_what_moves_is_foreground_under_a_panning_camera():
     cartoon = Cartoon([("meadow", {"red": (RED, 60, 260, 120, 30)}, 60, 7)], {"red": "red"})
     images = [sample.image for sample in cartoon.view.samples[0]]
     shot = look(images, Palette(images))
-    truth = cartoon.masks["red", 36]
+    truth = shrink(np.dstack([cartoon.masks["red", 36]] * 3).astype(np.uint8) * 255)[..., 0] > 127
     assert shot.moving[3][truth].mean() > 0.8
     assert shot.moving[3][~truth].mean() < 0.05
 
