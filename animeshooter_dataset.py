@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -439,20 +440,24 @@ def read_samples(tar: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     Raises:
         DataError: the tar is truncated or not a tar.
     """
-    import tarfile
+    for key, entries in read_entries(tar):
+        yield key, {entry.name.partition(".")[2]: blob for entry, blob in entries}
 
+
+def read_entries(tar: str | Path) -> Iterator[tuple[str, list[tuple[tarfile.TarInfo, bytes]]]]:
+    """Runs of entries of one key, in order, with what the tar says of each; see :func:`read_samples`."""
     key = ""
-    members: dict[str, bytes] = {}
+    entries: list[tuple[tarfile.TarInfo, bytes]] = []
     try:
         with tarfile.open(tar, "r:") as archive:
             for entry in archive:
-                stem, _, extension = entry.name.partition(".")
-                if members and stem != key:
-                    yield key, members
-                    members = {}
-                blob = archive.extractfile(entry)
-                key, members[extension] = stem, blob.read() if blob else b""
+                stem, blob = entry.name.partition(".")[0], archive.extractfile(entry)
+                if entries and stem != key:
+                    yield key, entries
+                    entries = []
+                key = stem
+                entries.append((entry, blob.read() if blob else b""))
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{tar}: not a whole tar ({error}); build or download it again") from None
-    if members:
-        yield key, members
+    if entries:
+        yield key, entries

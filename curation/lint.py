@@ -28,6 +28,7 @@ from animeshooter_dataset import (
     ShotRecord,
     StoryRecord,
     first_problem,
+    read_entries,
     read_index,
     read_manifest,
     shards,
@@ -100,7 +101,7 @@ def _check_files(directory: Path, report: LintReport) -> None:
 def _check_shard(tar: Path, config: str, split: str, decode: bool, report: LintReport, seen: _Seen) -> None:
     where, finished = f"{config}/{tar.name}", set()
     try:
-        for key, entries in _samples(tar):
+        for key, entries in read_entries(tar):
             names = [entry.name.partition(".")[2] for entry, _ in entries]
             if key in finished:
                 report.problems.append(f"{where}: members of {key} are not adjacent")
@@ -110,23 +111,8 @@ def _check_shard(tar: Path, config: str, split: str, decode: bool, report: LintR
                 continue
             report.samples[config] = report.samples.get(config, 0) + 1
             _check_sample(f"{where}: {key}", key, config, split, entries, decode, report, seen)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        report.problems.append(f"{where}: not a whole tar ({error})")
-
-
-def _samples(tar: Path) -> Iterator[tuple[str, list[tuple[tarfile.TarInfo, bytes]]]]:
-    key = ""
-    entries: list[tuple[tarfile.TarInfo, bytes]] = []
-    with tarfile.open(tar, "r:") as archive:
-        for entry in archive:
-            stem, blob = entry.name.partition(".")[0], archive.extractfile(entry)
-            if entries and stem != key:
-                yield key, entries
-                entries = []
-            key = stem
-            entries.append((entry, blob.read() if blob else b""))
-    if entries:
-        yield key, entries
+    except DataError as error:
+        report.problems.append(str(error))
 
 
 def _check_sample(

@@ -76,6 +76,7 @@ def _story(story: StoryRecord, pictures: dict[str, bytes], shots: dict, audio: d
     return {
         **story.model_dump(include={"storyline", "characters", "scenes", "licence"}),
         "annotator": story.annotator.kind,
+        "shown": {image.character for image in story.references},
         "seconds": round(story.end_time - story.start_time),
         "board": f"assets/{story.key}.jpg",
         "sheet": f"assets/{story.key}.png",
