@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -147,7 +148,12 @@ def _pack(kept: Sequence[Curated], dropped: Sequence[Dropped], config: BuildConf
         for curated in kept
     ]
     settings = {"settings": asdict(config), "tools": {name: version(name) for name in TOOLS}}
-    packer.finish(rights, settings, {"dropped": [loss.public() for loss in dropped]})
+    refused: Counter[str] = Counter()
+    for curated in kept:
+        for story in curated.stories:
+            refused.update(story.refused)
+    report = {"dropped": [loss.public() for loss in dropped], "masks_refused": dict(sorted(refused.items()))}
+    packer.finish(rights, settings, report)
 
 
 @contextmanager

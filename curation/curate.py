@@ -23,7 +23,7 @@ from curation.staging import fingerprint, staged
 
 STAGES = ("cuts", "clips", "rows")
 """Names under which the progress of a film is told."""
-REVISION = 1
+REVISION = 2
 """Raised when a stage's code changes its results, so that staged results of older code are not taken for new ones."""
 
 

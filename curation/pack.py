@@ -42,12 +42,16 @@ DEFAULT_SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 @dataclass(frozen=True)
 class CuratedStory:
-    """One story ready to pack; the media of record ``key`` lie in ``folder`` as ``key.mp4``, ``key.png`` and so on."""
+    """One story ready to pack; the media of record ``key`` lie in ``folder`` as ``key.mp4``, ``key.png`` and so on.
+
+    ``refused`` counts, by reason, the masks of its characters that became no reference image.
+    """
 
     story: StoryRecord
     shots: Sequence[ShotRecord]
     audio: Sequence[AudioRecord]
     folder: Path
+    refused: Mapping[str, int]
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +53,7 @@ def write_stories(whole: FilmShots, script: SidecarScript | None, config: BuildC
                 "story": curated.story.model_dump(mode="json"),
                 "shots": [shot.model_dump(mode="json") for shot in curated.shots],
                 "audio": [clip.model_dump(mode="json") for clip in curated.audio],
+                "refused": dict(curated.refused),
             }
         )
     (folder / "stories.json").write_text(
@@ -67,6 +70,7 @@ def read_stories(folder: Path) -> tuple[list[CuratedStory], list[Dropped]]:
             [ShotRecord.model_validate(shot) for shot in entry["shots"]],
             [AudioRecord.model_validate(clip) for clip in entry["audio"]],
             folder,
+            entry["refused"],
         )
         for entry in found["stories"]
     ]
@@ -81,7 +85,8 @@ def _write_story(
     if script is not None and whole.film.script is not None and _takes_sidecar(script, config):
         annotator = Sidecar(script, whole.film.script)
     told = annotator.annotate(view)
-    references = find_references(told, view, config.references, ClassicalSegmenter()).images
+    found = find_references(told, view, config.references, ClassicalSegmenter())
+    references = found.images
     annotations = [_annotation(view, told, place, f"{key}-{place:03d}") for place in range(len(numbers))]
     origin: dict[str, Any] = {
         "video": whole.film.id,
@@ -118,7 +123,8 @@ def _write_story(
         info = asdict(whole.infos[number])
         shot_records.append(_shot_record(annotations[place], story, references, origin | info, config, folder))
     audio, dropped = cut_audio(whole, told.sounds, story, origin, config, folder)
-    return CuratedStory(story, shot_records, audio, folder), dropped
+    refused = Counter(re.sub(r"\d[\d.]*", "#", rejected.reason) for rejected in found.rejected)
+    return CuratedStory(story, shot_records, audio, folder, refused), dropped
 
 
 def _takes_sidecar(script: SidecarScript, config: BuildConfig) -> bool:

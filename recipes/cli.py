@@ -71,14 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     lint.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     generate = _verb(verbs, "generate", _generate, "a story, shot by shot, from a checkpoint")
-    generate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    generate.add_argument("--reference", type=Path, required=True, help="picture of the character")
-    generate.add_argument("--script", type=Path, required=True, metavar="STORY.json", help="the captions of the shots")
+    generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder, or its name on the Hub")
+    generate.add_argument("--reference", type=Path, metavar="IMAGE", help="picture of the character; none: a blank one")
+    generate.add_argument("--script", type=Path, required=True, metavar="STORY.json", help='{"captions": ["...", "..."]}')
     generate.add_argument("--out", type=Path, required=True, metavar="DIR")
-    generate.add_argument("--steps", type=int, default=None, help="denoising steps a shot (the checkpoint's own)")
-    generate.add_argument(
-        "--guidance", type=float, default=None, help="scale of classifier-free guidance (the checkpoint's own)"
-    )
+    generate.add_argument("--steps", type=int, default=50, help="denoising steps a shot (%(default)s)")
+    generate.add_argument("--guidance", type=float, default=6.0, help="classifier-free guidance, 1 is none (%(default)s)")
+    generate.add_argument("--fps", type=float, help="frames a second (as the checkpoint was trained)")
     generate.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -170,9 +169,9 @@ def _lint(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from recipes.generate import generate
 
-    chosen = {name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None}
-    story = generate(options.checkpoint, options.reference, options.script, options.out, seed=options.seed, **chosen)
-    print(story)
+    settings = {name: getattr(options, name) for name in ("reference", "script", "out", "seed", "steps", "guidance", "fps")}
+    story = generate(options.checkpoint, **settings, on_shot=lambda number, path: print(f"shot {number}: {path}", flush=True))
+    print(f"story: {story}")
     return 0
 
 

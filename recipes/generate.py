@@ -8,12 +8,11 @@ The script is JSON in one of two forms::
 The second is what a dataset's ``stories`` hold, so that a story's ``json`` can be given as it is; other fields are ignored.
 Which of the two captions is read is what the checkpoint was trained on (``training.json``), descriptive if it does not say.
 
-Run: python -m recipes.generate --checkpoint checkpoints/multi_shot --reference fox.png --script story.json --out stories/fox
+Run: animeshooter generate checkpoints/lora --reference fox.png --script story.json --out stories/fox
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -223,28 +222,3 @@ def _noise(seed: int) -> Any:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Generate from the command line; returns the exit code: 0 done, 2 an error the user can mend."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub repository")
-    parser.add_argument("--reference", type=Path, help="picture of the character (PNG with transparency, JPEG)")
-    parser.add_argument("--script", type=Path, required=True, help="JSON with one caption a shot")
-    parser.add_argument("--out", type=Path, default=Path("stories") / "story", help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps a shot")
-    parser.add_argument("--guidance", type=float, default=6.0, help="classifier-free guidance; at most 1 turns it off")
-    parser.add_argument("--fps", type=float, help="frames a second; as trained by default")
-    args = parser.parse_args(argv)
-    try:
-        story = generate(**vars(args), on_shot=lambda number, path: print(f"shot {number}: {path}", flush=True))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"story: {story}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from animeshooter_dataset import DataError
-from recipes.generate import ClipWriter, generate, main, read_reference, read_script
+from recipes.cli import main
+from recipes.generate import ClipWriter, generate, read_reference, read_script
 
 
 def frames_of(path):
@@ -78,7 +79,7 @@ def test_the_command_line_tells_a_story_of_a_dataset(chain, dataset, tmp_path, c
 
     records = story_records(0, 0, 2, 9, True, False)
     (tmp_path / "story.json").write_text(json.dumps({"shots": [record.model_dump(mode="json") for record in records]}))
-    arguments = ["--checkpoint", str(chain["multi_shot"]), "--script", str(tmp_path / "story.json"), "--steps", "1"]
+    arguments = ["generate", str(chain["multi_shot"]), "--script", str(tmp_path / "story.json"), "--steps", "1"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--fps", "12"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"story: {tmp_path / 'out' / 'story.mp4'}"
     assert frames_of(tmp_path / "out" / "story.mp4")[1] == 12
@@ -125,7 +126,7 @@ def test_transparency_of_a_reference_becomes_white(tmp_path):
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "s.json").write_text('{"captions": ["a"]}')
     (tmp_path / "empty").mkdir()
-    arguments = ["--checkpoint", str(tmp_path / "empty"), "--script", str(tmp_path / "s.json"), "--out", str(tmp_path / "o")]
+    arguments = ["generate", str(tmp_path / "empty"), "--script", str(tmp_path / "s.json"), "--out", str(tmp_path / "o")]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "no model_index.json" in error
