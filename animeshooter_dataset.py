@@ -258,7 +258,8 @@ INDEX_SCHEMA = pa.schema(
     + [(f"{member}_{what}", pa.int64()) for member in MEMBERS["shots"] for what in ("offset", "size")]
     + [("frames", pa.int32()), ("fps", pa.float64()), ("height", pa.int32()), ("width", pa.int32())]
     + [("clean_start", pa.int32()), ("clean_end", pa.int32()), ("has_audio", pa.bool_())]
-    + [("characters", pa.list_(pa.string())), ("references", pa.int32()), ("licence", pa.string())]
+    + [("prologue_or_epilogue", pa.string()), ("characters", pa.list_(pa.string())), ("references", pa.int32())]
+    + [("licence", pa.string())]
     + [("sha256", pa.string())]
 )
 """Columns of ``index/<split>.parquet``, one row a shot in stream order. Offsets and sizes are bytes in ``shard``;

@@ -147,6 +147,7 @@ class _Stream(Dataset):
         require_reference: bool = False,
         video: str | None = None,
         character: str | None = None,
+        prologue_and_epilogue: bool = False,
     ) -> None:
         """Open a dataset directory.
 
@@ -160,6 +161,7 @@ class _Stream(Dataset):
             require_reference: leave out samples without any reference image; else they come with ``reference=None``.
             video: only shots of this video.
             character: only shots that list this character.
+            prologue_and_epilogue: also title cards and credits.
 
         Raises:
             DataError: no such dataset or split, or nothing left to train on; the numbers are in the message.
@@ -172,6 +174,8 @@ class _Stream(Dataset):
         self._fingerprint = fingerprint(self.directory, split)
         length = self.index["clean_end"].to_numpy() - self.index["clean_start"].to_numpy()
         listed = self._listed(video, character)
+        cards = self.index["prologue_or_epilogue"].is_valid().to_numpy() & listed & (not prologue_and_epilogue)
+        self.listed, self.cards, listed = int(listed.sum()), int(cards.sum()), listed & ~cards
         usable = listed & (length >= clip.min_frames)
         self.too_short = int((listed & ~usable).sum())
         sequences = self._sequences(np.flatnonzero(usable))
@@ -179,8 +183,13 @@ class _Stream(Dataset):
         self.without_reference = int(bare.sum())
         self.require_reference = require_reference
         self.sequences = sequences[~bare] if require_reference else sequences
-        self._filter = {"video": video, "character": character, "require_reference": require_reference}
-        self._warn_or_refuse(int(listed.sum()))
+        self._filter = {
+            "video": video,
+            "character": character,
+            "require_reference": require_reference,
+            "prologue_and_epilogue": prologue_and_epilogue,
+        }
+        self._warn_or_refuse()
 
     def _listed(self, video: str | None, character: str | None) -> np.ndarray:
         """Which rows the filters leave."""
@@ -205,9 +214,9 @@ class _Stream(Dataset):
         """Samples as rows of the index, int64 [samples, n], out of the usable ``rows``."""
         raise NotImplementedError
 
-    def _warn_or_refuse(self, listed: int) -> None:
+    def _warn_or_refuse(self) -> None:
         if not len(self.sequences):
-            raise DataError(f"{self.directory}: nothing to train on in split '{self.split}': {self._counts(listed)}")
+            raise DataError(f"{self.directory}: nothing to train on in split '{self.split}': {self._counts()}")
         if self.without_reference and not self.require_reference:
             warnings.warn(
                 f"{self.without_reference} of {len(self.sequences)} samples have no reference image: "
@@ -220,11 +229,11 @@ class _Stream(Dataset):
                 stacklevel=4,
             )
 
-    def _counts(self, listed: int | None = None) -> str:
-        shots = self.index.num_rows if listed is None else listed
+    def _counts(self) -> str:
         left_out = self.without_reference if self.require_reference else 0
         return (
-            f"{shots} shots, {self.too_short} with fewer than {self.clip.min_frames} clean frames left out, "
+            f"{self.listed} shots, {self.cards} of prologue or epilogue and "
+            f"{self.too_short} with fewer than {self.clip.min_frames} clean frames left out, "
             f"{left_out} samples without reference left out, {len(self)} samples of {self.n}"
         )
 

@@ -155,7 +155,7 @@ def index_values(shot: ShotRecord) -> dict[str, Any]:
     """The columns of a shot's index row that its record alone determines."""
     same = ("key", "story", "video", "position", "frames", "fps", "height", "width", "has_audio", "characters", "licence")
     return {
-        **{name: getattr(shot, name) for name in same},
+        **{name: getattr(shot, name) for name in (*same, "prologue_or_epilogue")},
         "clean_start": shot.clean_start_frame - shot.start_frame,
         "clean_end": shot.clean_end_frame - shot.start_frame,
         "references": len(shot.references),

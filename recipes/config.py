@@ -38,6 +38,7 @@ class DataConfig:
         require_reference: leave out samples without a reference, rather than train them without one.
         video: only this film.
         character: only shots that list this character.
+        prologue_and_epilogue: also title cards and credits.
         workers: decoding processes on each rank; 0 decodes in the training process.
     """
 
@@ -48,6 +49,7 @@ class DataConfig:
     require_reference: bool = False
     video: str | None = None
     character: str | None = None
+    prologue_and_epilogue: bool = False
     workers: int = 0
 
 

@@ -206,6 +206,7 @@ def open_stream(stage: Stage, config: Config, directory: Path) -> Stream:
         require_reference=data.require_reference,
         video=data.video,
         character=data.character,
+        prologue_and_epilogue=data.prologue_and_epilogue,
     )
 
 

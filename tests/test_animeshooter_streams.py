@@ -211,6 +211,18 @@ def test_short_shots_are_left_out_counted_and_break_a_sequence(tmp_path):
     assert found == {("s0-0", "s0-1"), ("s0-1", "s0-2"), ("s0-4", "s0-5")}
 
 
+def test_title_cards_and_credits_are_left_out_counted_and_had_when_asked_for(tmp_path):
+    write_index(tmp_path, [5])
+    table = pq.read_table(tmp_path / "index" / "train.parquet")
+    cards = pa.array(["prologue", None, None, None, "epilogue"], pa.string())
+    table = table.set_column(table.schema.get_field_index("prologue_or_epilogue"), "prologue_or_epilogue", cards)
+    pq.write_table(table, tmp_path / "index" / "train.parquet")
+    stream = StoryStream(tmp_path, CLIP, global_batch=1, n=3)
+    assert stream.batch_keys(0) == [("s0-1", "s0-2", "s0-3")]
+    assert "2 of prologue or epilogue" in stream.describe()
+    assert len(StoryStream(tmp_path, CLIP, global_batch=1, n=3, prologue_and_epilogue=True)) == 3
+
+
 @pytest.mark.parametrize(("name", "value"), [("video", "film9"), ("character", "Green")])
 def test_an_unknown_film_or_character_is_refused_with_those_there_are(dataset, name, value):
     with pytest.raises(DataError, match=f"no shot of {name} '{value}'.* it has (Blue, Red|film0, film1)"):
