@@ -6,6 +6,7 @@ generator on the last checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +37,8 @@ from animeshooter_dataset import (
 
 STAGES = {"align": 24, "single_shot": 16, "multi_shot": 10, "lora": 10}
 """Stages of the demo in order, and their steps: enough to see that each runs, far too few to learn."""
+MARK = ".animeshooter-demo"
+"""File that says a folder is a demo's, and which dataset it built."""
 SHOTS_TOLD = 4
 """Shots of the generated story: one more than a training sequence holds, as the paper does."""
 
@@ -72,7 +75,7 @@ def run_demo(out: Path, data: Path, *, films: Sequence[Path] | None = None, smal
 
     began = time.monotonic()
     demo = DemoRun(out, data)
-    _fresh(out)
+    _fresh(out, data)
     with _link(demo, "films", "render the sample films" if films is None else "take the films given"):
         paths = list(films) if films is not None else _render(out / "films", small, workers)
     with _link(demo, "dataset", "build the dataset"):
@@ -101,13 +104,28 @@ def _link(demo: DemoRun, name: str, label: str) -> Iterator[None]:
     print(f"      done in {demo.seconds[name]:.0f} s", flush=True)
 
 
-def _fresh(out: Path) -> None:
-    mark = out / ".animeshooter-demo"
+def _fresh(out: Path, data: Path) -> None:
+    """An empty folder for the demo; an earlier demo and its dataset may go, nothing else may."""
+    mark = out / MARK
     if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not an earlier demo; name another --out or move it away")
+    if data.exists() and not (mark.exists() and mark.read_text() == _digest(data)) and not _of_sample_films(data):
+        raise DataError(f"{data}: holds something that no demo made; name another --data or move it away")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     mark.touch()
+
+
+def _digest(data: Path) -> str:
+    """Hash of a dataset's manifest, which holds the hashes of all its files."""
+    manifest = data / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+
+
+def _of_sample_films(data: Path) -> bool:
+    rights = data / "rights.jsonl"
+    lines = rights.read_text(encoding="utf-8").splitlines() if rights.is_file() else []
+    return bool(lines) and all(json.loads(line).get("uploader") == "AnimeShooter sample films" for line in lines)
 
 
 def _bar(label: str) -> tuple[tqdm, Callable[..., None]]:
@@ -134,6 +152,7 @@ def _build(demo: DemoRun, films: Sequence[Path], workers: int) -> None:
     bar, to = _bar("stages")
     with bar:
         report = build(films, demo.data, workers=workers, progress=to)
+    (demo.out / MARK).write_text(_digest(demo.data))
     demo.dropped = [loss.reason for loss in report.dropped]
     for reason in demo.dropped:
         print(f"      dropped: {reason}")
