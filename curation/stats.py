@@ -30,7 +30,7 @@ from animeshooter_dataset import (
     splits,
 )
 
-PAPER_SOURCE = "the paper (arXiv 2506.03126), its own dataset"
+PAPER_SOURCE = "the AnimeShooter paper (arXiv 2506.03126), of its own dataset"
 PAPER_COUNTS = {"videos": 29_000, "stories": 148_000, "shots": 2_200_000}
 """The size of the paper's dataset, rounded there to thousands."""
 MEASURES: dict[str, tuple[str, float | None]] = {
@@ -325,7 +325,7 @@ def stats_text(found: Mapping[str, Any]) -> str:
         if name in whole["distributions"]:
             values = [f"{whole['distributions'][name][column]:.2f}" for column in columns]
             rows.append([label, *values, f"{paper['means'][name]:.2f}" if name in paper["means"] else "-"])
-    lines += [*_table(rows), f"paper's mean: {paper['source']}", ""]
+    lines += [*_table(rows), f"paper's mean: as reported by {paper['source']}", ""]
     rows = [[label, text] for label, text in facts(found)]
     width = max(len(label) for label, _ in rows)
     lines += [f"{label:<{width}}  {text}" for label, text in rows]
@@ -338,7 +338,7 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What else :func:`stats` counted, as pairs of a label and one line."""
     whole, dropped = found["whole"], found["dropped"]
     references, leakage, shots = whole["references"], whole["leakage"], whole["shots"]
-    never = f"{references['characters_never_referenced']} of {references['characters']} characters"
+    never = f"{references['characters_never_referenced']} of {references['characters']}"
     pairs = [
         ("transition into a shot", _spelt(whole["transitions"])),
         ("prologue, epilogue", _spelt(whole["prologue_epilogue"])),
@@ -346,8 +346,11 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("licences, by video", _spelt(whole["licences"])),
         ("shots with a character", f"{references['shots_with_character']} of {shots}"),
         ("shots with a reference", f"{references['shots_with_reference']} of {shots}"),
-        ("shots that lack one", f"{references['shots_missing_a_reference']} of {references['shots_with_character']}"),
-        ("never referenced", never),
+        (
+            "shots lacking a character's reference",
+            f"{references['shots_missing_a_reference']} of {references['shots_with_character']}",
+        ),
+        ("characters never referenced", never),
         ("leakage", f"{leakage['from_own_shot']} of {leakage['references']} references come from the shot itself"),
         ("shots with sound", f"{whole['shots_with_sound']} of {shots}"),
         ("clip sizes, by shot", _spelt(whole["sizes"])),

@@ -70,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     lint.add_argument("--no-decode", action="store_true", help="leave clips and pictures undecoded: faster, proves less")
     lint.add_argument("--json", action="store_true", help="print the findings as JSON")
 
+    stats = _verb(verbs, "stats", _stats, "the numbers of a dataset, beside the paper's")
+    stats.add_argument("directory", type=Path, metavar="DIR")
+    stats.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+    report = _verb(verbs, "report", _report, "one page that shows a dataset, its worst cases first")
+    report.add_argument("directory", type=Path, metavar="DIR")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page (DIR-report.html beside the dataset)")
+
     generate = _verb(verbs, "generate", _generate, "a story, shot by shot, from a checkpoint")
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder, or its name on the Hub")
     generate.add_argument("--reference", type=Path, metavar="IMAGE", help="picture of the character; none: a blank one")
@@ -164,6 +172,23 @@ def _lint(options: argparse.Namespace) -> int:
         verdict = f"{len(report.problems)} problems" if report.problems else "clean"
         print(f"{options.directory}: {verdict} ({looked}; {report.frames} frames decoded)")
     return 1 if report.problems else 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from curation.stats import stats, stats_text
+
+    found = stats(options.directory)
+    print(json.dumps(found) if options.json else stats_text(found))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from curation.report import write_report
+
+    with _Bar("report") as bar:
+        page = write_report(options.directory, options.out, progress=bar.note)
+    print(page)
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

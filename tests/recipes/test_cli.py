@@ -71,3 +71,13 @@ def test_shares_that_make_no_sense_are_refused(shares, capsys):
         main(["build", "film.mp4", "--splits", shares])
     assert stop.value.code == 2
     assert "train" in capsys.readouterr().err
+
+
+def test_stats_and_report_answer_for_a_dataset(directory, tmp_path, capsys):
+    assert main(["stats", str(directory), "--json"]) == 0
+    assert "shots" in json.loads(capsys.readouterr().out)["whole"]
+    assert main(["report", str(directory), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert "Two walkers" in (tmp_path / "page.html").read_text()
+    assert main(["stats", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
