@@ -17,10 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from animeshooter_dataset import AnnotatedBy, Character, Scene
+from curation.measure import WINDOW
 from curation.script import ShotScript, StoryScript, StoryView
 
-WINDOW = 4.0
-"""Length of the representative window, seconds (arXiv 2506.03126, section 3)."""
 MOST_NAMED = 3
 """Most main characters and most main scenes of a story (as in AnimeShooter)."""
 SLACK = 1.0

@@ -26,6 +26,7 @@ HUB_LICENCES = {
 """Names of licences as the Hub spells them; any other, or a mix, is ``other``."""
 ANNOTATORS = {
     "sidecar": "written by the film's maker in a script beside the film",
+    "openai": "written by a vision language model that was asked over an API",
     "measure": "made without any model; the text says only what was measured in the pictures",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from curation.clips import ClipConfig
 from curation.cuts import CutsConfig
@@ -16,7 +15,10 @@ class BuildConfig:
     """Everything that decides what a dataset directory holds, given its films.
 
     Attributes:
-        annotator: where captions come from; ``auto`` takes a film's own script where there is one and measures elsewhere.
+        annotator: where captions come from: ``sidecar``, ``measure``, ``openai:URL#MODEL``, or ``auto``, which takes a
+            film's own script where there is one and measures elsewhere.
+        language: language of the captions that an endpoint writes.
+        budget_tokens: tokens of questions and answers after which an endpoint is asked no more; None for no end.
         samples_per_second: frames of a shot that annotator and references look at.
         max_samples: the same, at most so many a shot.
         references_per_shot: reference images of each character on a shot's sheet.
@@ -26,7 +28,9 @@ class BuildConfig:
         shard_size: bytes after which the next story begins a new tar.
     """
 
-    annotator: Literal["auto", "sidecar", "measure"] = "auto"
+    annotator: str = "auto"
+    language: str = "English"
+    budget_tokens: int | None = None
     cuts: CutsConfig = field(default_factory=CutsConfig)
     stories: StoriesConfig = field(default_factory=StoriesConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)

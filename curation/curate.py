@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from animeshooter_dataset import DataError
+from curation.annotators import question_of
 from curation.clips import ClipConfig, ClipInfo, ClipSpan, FilmShots, cut_clips
 from curation.collect import Dropped, Film
 from curation.config import BuildConfig
@@ -23,7 +24,7 @@ from curation.staging import fingerprint, staged
 
 STAGES = ("cuts", "clips", "rows")
 """Names under which the progress of a film is told."""
-REVISION = 2
+REVISION = 3
 """Raised when a stage's code changes its results, so that staged results of older code are not taken for new ones."""
 
 
@@ -63,7 +64,7 @@ def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str]
     progress("clips")
     whole = FilmShots(film, cuts, spans, times, [store / f"{number:05d}.mp4" for number in range(len(spans))], infos)
     words = film.script.read_text(errors="replace") if film.script else None
-    mark = fingerprint(mark, asdict(config), words)
+    mark = fingerprint(mark, asdict(config), words, question_of(config))
     rows = staged(home / f"rows-{mark}", lambda folder: write_stories(whole, script, config, folder))
     progress("rows")
     stories, dropped = read_stories(rows)
@@ -88,7 +89,7 @@ def _script_of(film: Film, config: BuildConfig) -> tuple[SidecarScript | None, l
     try:
         return read_sidecar(film.script), []
     except DataError as error:
-        if config.annotator != "measure":
+        if config.annotator in ("auto", "sidecar"):
             raise
         return None, [Dropped(film.path, "script", f"{error} (the film is kept, its rights are not stated)")]
 

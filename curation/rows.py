@@ -24,16 +24,16 @@ from animeshooter_dataset import (
     Storyboard,
     StoryRecord,
 )
+from curation.annotators import annotator_of
 from curation.audio import cut_audio
 from curation.clips import FilmShots, sample_clip
 from curation.collect import Dropped
 from curation.config import BuildConfig
-from curation.measure import Measure
 from curation.pack import CuratedStory
 from curation.references import ReferenceImage, find_references, sheet
-from curation.script import Annotator, Sample, StoryScript, StoryView
+from curation.script import NoAnswer, Sample, StoryScript, StoryView
 from curation.segment import ClassicalSegmenter
-from curation.sidecar import Sidecar, SidecarScript
+from curation.sidecar import SidecarScript
 from curation.stories import split_stories
 
 
@@ -44,6 +44,8 @@ def write_stories(whole: FilmShots, script: SidecarScript | None, config: BuildC
         key = f"{whole.film.id}-{number:03d}"
         try:
             curated, lost = _write_story(whole, numbers, key, script, config, folder)
+        except NoAnswer:
+            raise  # nothing is wrong with the story: not to be staged as dropped, but asked again by the next run
         except DataError as error:
             dropped.append(Dropped(whole.film.path, "script", str(error)))
             continue
@@ -81,10 +83,7 @@ def _write_story(
     whole: FilmShots, numbers: Sequence[int], key: str, script: SidecarScript | None, config: BuildConfig, folder: Path
 ) -> tuple[CuratedStory, list[Dropped]]:
     view = _view(whole, numbers, script, config)
-    annotator: Annotator = Measure()
-    if script is not None and whole.film.script is not None and _takes_sidecar(script, config):
-        annotator = Sidecar(script, whole.film.script)
-    told = annotator.annotate(view)
+    told = annotator_of(whole.film, script, config).annotate(view)
     found = find_references(told, view, config.references, ClassicalSegmenter())
     references = found.images
     annotations = [_annotation(view, told, place, f"{key}-{place:03d}") for place in range(len(numbers))]
@@ -125,10 +124,6 @@ def _write_story(
     audio, dropped = cut_audio(whole, told.sounds, story, origin, config, folder)
     refused = Counter(re.sub(r"\d[\d.]*", "#", rejected.reason) for rejected in found.rejected)
     return CuratedStory(story, shot_records, audio, folder, refused), dropped
-
-
-def _takes_sidecar(script: SidecarScript, config: BuildConfig) -> bool:
-    return config.annotator == "sidecar" or (config.annotator == "auto" and bool(script.shots))
 
 
 def _view(whole: FilmShots, numbers: Sequence[int], script: SidecarScript | None, config: BuildConfig) -> StoryView:

@@ -1,7 +1,7 @@
 """Stage ``script``: what a story and its shots are about.
 
 One Protocol, :class:`Annotator`, and a module for each source of captions: ``curation.sidecar`` reads the script that a
-film's maker supplies, ``curation.measure`` needs no model and says only what was measured.
+film's maker supplies, ``curation.measure`` needs no model and says only what was measured, ``curation.endpoint`` asks a model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from animeshooter_dataset import AnnotatedBy, Character, Scene
+from animeshooter_dataset import AnnotatedBy, Character, DataError, Scene
 from curation.cuts import Span
 
 
@@ -89,6 +89,13 @@ class StoryScript:
     sounds: tuple[SoundScript, ...] = ()
 
 
+class NoAnswer(DataError):
+    """No answer was had for a reason that lies with endpoint, key, budget or disk, and not with the story asked about.
+
+    The same question may well be answered later, so that a story that failed in this way is not to be written off.
+    """
+
+
 class Annotator(Protocol):
     """Where captions come from."""
 
@@ -97,5 +104,6 @@ class Annotator(Protocol):
 
         Raises:
             DataError: no script could be made of this story; the story is dropped with this line as its reason.
+            NoAnswer: the story was not asked about; the film is left out of this run.
         """
         ...

@@ -52,10 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, default=Path("animeshooter"), help="the dataset directory (%(default)s)")
     build.add_argument(
         "--annotator",
-        choices=("auto", "sidecar", "measure"),
         default="auto",
-        help="captions: sidecar reads FILM.script.json, measure says only what was measured, auto takes the first that can",
+        help="captions: sidecar reads FILM.script.json, measure says only what was measured, auto takes the first that can, "
+        "openai:URL#MODEL asks an OpenAI-compatible endpoint (key in ANIMESHOOTER_API_KEY or OPENAI_API_KEY)",
     )
+    build.add_argument("--language", default="English", help="of the captions an endpoint writes (%(default)s)")
+    build.add_argument("--budget-tokens", type=int, metavar="N", help="ask an endpoint no more after N tokens in all")
     build.add_argument("--short-side", type=int, default=480, help="pixels of a clip's shorter side (%(default)s)")
     build.add_argument("--splits", type=_shares, metavar="train=.9,test=.1", help="shares of the splits, by video")
     build.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -121,15 +123,23 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from animeshooter_dataset import DataError
+    from curation.annotators import LOCAL, endpoint_of
     from curation.build import build
     from curation.clips import ClipConfig
     from curation.config import BuildConfig
 
     if options.workers < 1 or options.short_side < 2:
-        from animeshooter_dataset import DataError
-
         raise DataError("--workers must be at least 1 and --short-side at least 2")
-    config = BuildConfig(annotator=options.annotator, clips=ClipConfig(short_side=options.short_side), shares=options.splits)
+    config = BuildConfig(
+        annotator=options.annotator,
+        language=options.language,
+        budget_tokens=options.budget_tokens,
+        clips=ClipConfig(short_side=options.short_side),
+        shares=options.splits,
+    )
+    if options.annotator not in LOCAL:
+        endpoint_of(config)  # a wrong address is said before anything is decoded
     with _Bar("build") as bar:
         report = build(options.films, options.out, config, workers=options.workers, progress=bar.to)
     if options.json:
