@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -435,30 +435,75 @@ class AnimeShooter(datasets.GeneratorBasedBuilder):
                 yield key, row
 
 
-def read_samples(tar: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples(
+    tar: str | Path, wanted: Collection[str] | None = None, keys: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Samples of one shard in order: (key, member → bytes). Members of a sample must be adjacent.
 
+    Args:
+        tar: the shard.
+        wanted: only these members; the others are skipped unread. None for all.
+        keys: only the samples of these keys; None for all.
+
     Raises:
-        DataError: the tar is truncated or not a tar.
+        DataError: the tar is truncated or not a tar, or a sample lacks a wanted member.
     """
-    for key, entries in read_entries(tar):
-        yield key, {entry.name.partition(".")[2]: blob for entry, blob in entries}
+    for key, entries in read_entries(tar, wanted, keys):
+        members = {entry.name.partition(".")[2]: blob for entry, blob in entries}
+        missing = sorted(set(wanted or ()) - members.keys())
+        if missing:
+            raise DataError(f"{tar}: {key} has no {missing[0]}; build or download it again")
+        yield key, members
 
 
-def read_entries(tar: str | Path) -> Iterator[tuple[str, list[tuple[tarfile.TarInfo, bytes]]]]:
-    """Runs of entries of one key, in order, with what the tar says of each; see :func:`read_samples`."""
-    key = ""
+def read_entries(
+    tar: str | Path, wanted: Collection[str] | None = None, keys: Collection[str] | None = None
+) -> Iterator[tuple[str, list[tuple[tarfile.TarInfo, bytes]]]]:
+    """Runs of entries of one key, in order, with what the tar says of each; arguments as of :func:`read_samples`."""
+    key: str | None = None
     entries: list[tuple[tarfile.TarInfo, bytes]] = []
     try:
         with tarfile.open(tar, "r:") as archive:
             for entry in archive:
-                stem, blob = entry.name.partition(".")[0], archive.extractfile(entry)
-                if entries and stem != key:
+                stem, _, extension = entry.name.partition(".")
+                if keys is not None and stem not in keys:
+                    continue
+                if key is not None and stem != key:
                     yield key, entries
                     entries = []
                 key = stem
-                entries.append((entry, blob.read() if blob else b""))
-    except (tarfile.TarError, OSError) as error:
+                if wanted is None or extension in wanted:
+                    blob = archive.extractfile(entry)
+                    entries.append((entry, blob.read() if blob else b""))
+    except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{tar}: not a whole tar ({error}); build or download it again") from None
-    if entries:
+    if key is not None:
         yield key, entries
+
+
+def read_records(directory: Path, config: str, wanted: Collection[str] | None = None) -> Iterator[tuple[Any, dict[str, bytes]]]:
+    """Records of a config with the members of their samples, over all splits, in stream order.
+
+    Raises:
+        DataError: a shard is damaged, or a record is none.
+    """
+    for split in splits(directory, config):
+        for tar in shards(directory, config, split):
+            for key, members in read_samples(tar, wanted):
+                yield parse(config, members["json"], f"{tar}: {key}"), members
+
+
+def read_rights(directory: Path) -> list[RightsRecord]:
+    """The lines of ``rights.jsonl``.
+
+    Raises:
+        DataError: the file is missing, or a line of it is none.
+    """
+    path = directory / "rights.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [RightsRecord.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        raise DataError(f"{path}: {first_problem(error)}; build the dataset again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error}); build the dataset again") from None

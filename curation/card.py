@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from animeshooter_dataset import INDEX_SCHEMA, MEMBERS, SCHEMA_VERSION, features, read_samples, shards, splits
+from animeshooter_dataset import INDEX_SCHEMA, MEMBERS, SCHEMA_VERSION, features, read_rights, read_samples, shards, splits
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 LISTED_VIDEOS = 50
@@ -35,7 +35,7 @@ def render_card(directory: Path) -> str:
     """The text of ``README.md`` for a dataset directory, with the YAML that ``load_dataset`` reads."""
     stories = [story for split in splits(directory, "stories") for story in _stories(directory, split)]
     shots = _index(directory)
-    rights = [json.loads(line) for line in (directory / "rights.jsonl").read_text(encoding="utf-8").splitlines()]
+    rights = [line.model_dump() for line in read_rights(directory)]
     counted = {config: _count(directory, config) for config in MEMBERS}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -88,7 +88,7 @@ def _front(directory: Path, counted: dict[str, dict[str, int]], rights: list[dic
 
 def _stories(directory: Path, split: str) -> Iterable[dict[str, Any]]:
     for tar in shards(directory, "stories", split):
-        for _, members in read_samples(tar):
+        for _, members in read_samples(tar, ("json",)):
             yield json.loads(members["json"])
 
 
@@ -101,7 +101,7 @@ def _index(directory: Path) -> list[dict[str, Any]]:
 
 def _count(directory: Path, config: str) -> dict[str, int]:
     return {
-        split: sum(1 for tar in shards(directory, config, split) for _ in read_samples(tar))
+        split: sum(1 for tar in shards(directory, config, split) for _ in read_samples(tar, ()))
         for split in splits(directory, config)
     }
 

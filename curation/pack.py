@@ -81,11 +81,11 @@ class Shards:
             self.file = path.open("wb")
             self.archive = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, record: Record, folder: Path) -> dict[str, int]:
-        """Append one sample; returns the byte offset and size of each member."""
+    def add(self, record: Record, folder: Path) -> dict[str, Any]:
+        """Append one sample; returns the byte offset and size of each member, and the hash of its clip if it has one."""
         assert self.archive is not None
         key = str(record.key)  # type: ignore[attr-defined]
-        places: dict[str, int] = {}
+        places: dict[str, Any] = {}
         for member in MEMBERS[self.config]:
             blob = dump(record) if member == "json" else (folder / f"{key}.{member}").read_bytes()
             entry = tarfile.TarInfo(f"{key}.{member}")
@@ -93,6 +93,8 @@ class Shards:
             offset = self.archive.offset + tarfile.BLOCKSIZE
             self.archive.addfile(entry, io.BytesIO(blob))
             places |= {f"{member}_offset": offset, f"{member}_size": len(blob)}
+            if member == "mp4":
+                places["sha256"] = hashlib.sha256(blob).hexdigest()
         return places
 
     def close(self) -> None:
@@ -130,8 +132,7 @@ class Packer:
                 record = record.model_copy(update={"split": split})
                 places = writer.add(record, curated.folder)
                 if isinstance(record, ShotRecord):
-                    digest = hashlib.sha256((curated.folder / f"{record.key}.mp4").read_bytes()).hexdigest()
-                    row = {**index_values(record), **places, "shard": writer.name, "sha256": digest}
+                    row = {**index_values(record), **places, "shard": writer.name}
                     self.rows.setdefault(split, []).append(row)
 
     def finish(self, rights: Iterable[RightsRecord], settings: Mapping[str, Any], report: Mapping[str, Any]) -> None:

@@ -30,10 +30,12 @@ from animeshooter_dataset import (
     StoryRecord,
     parse,
     read_manifest,
+    read_rights,
+    read_samples,
     shards,
     splits,
 )
-from curation.stats import MEASURES, Tally, facts, gather, read_members, read_rights, summarise, whole_of
+from curation.stats import MEASURES, Tally, facts, gather, summarise, whole_of
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STORIES_SHOWN, CLIPS_SHOWN, WORST_SHOWN, ALIKE_SHOWN, LINES_SHOWN = 60, 24, 60, 10, 200
@@ -173,11 +175,11 @@ def find_suspects(
     number = 0
     for tar in _shards(directory, "stories"):
         progress(f"stories/{tar.name}")
-        for key, members in read_members(tar, ("json", "jpg")):
+        for key, members in read_samples(tar, ("json", "jpg")):
             story = parse("stories", members["json"], f"stories/{tar.name}: {key}")
             assert isinstance(story, StoryRecord)
-            tiles = _tiles(_board(members["jpg"], story, f"{tar}: {key}"), story)
-            for suspect in _suspects(story, tiles, watch):
+            pictures = tiles(_board(members["jpg"], story, f"{tar}: {key}"), story)
+            for suspect in _suspects(story, pictures, watch):
                 counts.update({name for name, _ in suspect.reasons})
                 worst.append(suspect)
                 number += 1
@@ -223,7 +225,8 @@ def _rows(story: StoryRecord) -> int:
     return -(-len(story.shots) // story.storyboard.columns)
 
 
-def _tiles(board: Image.Image, story: StoryRecord) -> list[Image.Image]:
+def tiles(board: Image.Image, story: StoryRecord) -> list[Image.Image]:
+    """The pictures of a storyboard, one a shot."""
     layout: Storyboard = story.storyboard
     places = [divmod(place, layout.columns) for place in range(len(story.shots))]
     corners = [(column * layout.tile_width, row * layout.tile_height) for row, column in places]
@@ -297,7 +300,7 @@ def _stories(directory: Path, chosen: Sequence[str]) -> Iterator[dict[str, Any]]
     """What the page shows of each chosen story."""
     keys = frozenset(chosen)
     for tar in _shards(directory, "stories"):
-        for key, members in read_members(tar, ("json", "png", "jpg"), keys):
+        for key, members in read_samples(tar, ("json", "png", "jpg"), keys):
             where = f"{tar}: {key}"
             story = parse("stories", members["json"], where)
             assert isinstance(story, StoryRecord)
@@ -329,7 +332,7 @@ def _sheet(sheet: Image.Image) -> bytes:
 def _clips(directory: Path, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
     keys = frozenset(chosen)
     for tar in _shards(directory, "audio"):
-        for key, members in read_members(tar, ("flac", "json"), keys):
+        for key, members in read_samples(tar, ("flac", "json"), keys):
             record = parse("audio", members["json"], f"{tar}: {key}")
             yield {"record": record, "sound": small_sound(members["flac"], f"{tar}: {key}")}
 

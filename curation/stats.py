@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import re
-import tarfile
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from pydantic import ValidationError
 
 from animeshooter_dataset import (
     MEMBERS,
     AudioRecord,
     DataError,
     Record,
-    RightsRecord,
     ShotRecord,
     StoryRecord,
-    first_problem,
     parse,
     read_index,
     read_manifest,
+    read_rights,
+    read_samples,
     shards,
     splits,
 )
@@ -144,7 +142,7 @@ def gather(directory: Path, each: Callable[[Record], None] = lambda record: None
         promised = read_index(directory, split).num_rows
         for config in MEMBERS:
             for tar in shards(directory, config, split):
-                for key, members in read_members(tar, ("json",)):
+                for key, members in read_samples(tar, ("json",)):
                     record = parse(config, members["json"], f"{config}/{tar.name}: {key}")
                     _add(tally, record)
                     each(record)
@@ -163,41 +161,6 @@ def _add(tally: Tally, record: Record) -> None:
         tally.add_story(record)
     else:
         tally.add_audio(cast(AudioRecord, record))
-
-
-def read_members(
-    tar: Path, wanted: Collection[str], keys: Collection[str] | None = None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of one shard in order: (key, member → bytes). All but the ``wanted`` members of ``keys`` is skipped unread.
-
-    Raises:
-        DataError: the tar is truncated or not a tar, or a sample lacks a wanted member.
-    """
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            key, members = "", cast(dict[str, bytes], {})
-            for entry in archive:
-                stem, _, extension = entry.name.partition(".")
-                if keys is not None and stem not in keys:
-                    continue
-                if stem != key and key:
-                    yield key, _all(tar, key, members, wanted)
-                    members = {}
-                key = stem
-                if extension in wanted:
-                    blob = archive.extractfile(entry)
-                    members[extension] = blob.read() if blob else b""
-            if key:
-                yield key, _all(tar, key, members, wanted)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{tar}: not a whole tar ({error}); build or download it again") from None
-
-
-def _all(tar: Path, key: str, members: dict[str, bytes], wanted: Collection[str]) -> dict[str, bytes]:
-    missing = sorted(set(wanted) - members.keys())
-    if missing:
-        raise DataError(f"{tar}: {key} has no {missing[0]}; build or download it again")
-    return members
 
 
 def stats(directory: Path) -> dict[str, Any]:
@@ -273,22 +236,6 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
     found = {"mean": numbers.mean(), "least": numbers.min(), "most": numbers.max()}
     found |= {name: np.quantile(numbers, share) for name, share in QUANTILES.items()}
     return {name: round(float(value), 4) for name, value in found.items()}
-
-
-def read_rights(directory: Path) -> list[RightsRecord]:
-    """The lines of ``rights.jsonl``.
-
-    Raises:
-        DataError: the file is missing, or a line of it is none.
-    """
-    path = directory / "rights.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [RightsRecord.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise DataError(f"{path}: {first_problem(error)}; build the dataset again") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error}); build the dataset again") from None
 
 
 def _dropped(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

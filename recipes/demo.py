@@ -7,6 +7,7 @@ generator on the last checkpoint.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,17 +24,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from animeshooter_dataset import (
-    MEMBERS,
-    AudioRecord,
-    DataError,
-    ShotRecord,
-    StoryRecord,
-    features,
-    read_samples,
-    shards,
-    splits,
-)
+from animeshooter_dataset import MEMBERS, DataError, StoryRecord, features, read_records, read_rights, splits
 
 STAGES = {"align": 24, "single_shot": 16, "multi_shot": 10, "lora": 10}
 """Stages of the demo in order, and their steps: enough to see that each runs, far too few to learn."""
@@ -123,9 +114,8 @@ def _digest(data: Path) -> str:
 
 
 def _of_sample_films(data: Path) -> bool:
-    rights = data / "rights.jsonl"
-    lines = rights.read_text(encoding="utf-8").splitlines() if rights.is_file() else []
-    return bool(lines) and all(json.loads(line).get("uploader") == "AnimeShooter sample films" for line in lines)
+    rights = read_rights(data) if (data / "rights.jsonl").is_file() else []
+    return bool(rights) and all(line.uploader == "AnimeShooter sample films" for line in rights)
 
 
 def _bar(label: str) -> tuple[tqdm, Callable[..., None]]:
@@ -216,16 +206,8 @@ def _train(demo: DemoRun, small: bool) -> None:
 
 def story_to_tell(data: Path) -> StoryRecord:
     """The first story with a reference image, or the first of all."""
-    stories = list(read_stories(data))
+    stories = [story for story, _ in read_records(data, "stories", ("json",))]
     return next((story for story in stories if story.references), stories[0])
-
-
-def read_stories(data: Path) -> Iterator[StoryRecord]:
-    """The stories of a dataset directory, in order."""
-    for split in splits(data, "stories"):
-        for tar in shards(data, "stories", split):
-            for _, members in read_samples(tar):
-                yield StoryRecord.model_validate_json(members["json"])
 
 
 def _tell(demo: DemoRun) -> None:
@@ -249,22 +231,9 @@ def _save_reference(data: Path, story: StoryRecord, character: str, path: Path) 
     if image is None:
         Image.new("RGB", (64, 64), "white").save(path)
         return
-    for split in splits(data, "stories"):
-        for tar in shards(data, "stories", split):
-            for key, members in read_samples(tar):
-                if key == story.key:
-                    import io
-
-                    Image.open(io.BytesIO(members["png"])).crop(image.box).save(path)
-
-
-def read_records(data: Path, config: str) -> Iterator[tuple[ShotRecord | AudioRecord, dict[str, bytes]]]:
-    """Records and members of ``shots`` or ``audio``, in order."""
-    kind: Any = {"shots": ShotRecord, "audio": AudioRecord}[config]
-    for split in splits(data, config):
-        for tar in shards(data, config, split):
-            for _, members in read_samples(tar):
-                yield kind.model_validate_json(members["json"]), members
+    for told, members in read_records(data, "stories", ("json", "png")):
+        if told.key == story.key:
+            Image.open(io.BytesIO(members["png"])).crop(image.box).save(path)
 
 
 def _summary(demo: DemoRun, page: Path) -> None:

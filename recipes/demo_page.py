@@ -11,8 +11,9 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from animeshooter_dataset import StoryRecord, read_samples, shards, splits
-from recipes.demo import STAGES, DemoRun, read_records, read_stories
+from animeshooter_dataset import StoryRecord, read_records
+from curation.report import tiles
+from recipes.demo import STAGES, DemoRun
 
 TEMPLATE = Path(__file__).with_name("demo_page.html")
 TRAINS = {
@@ -50,25 +51,18 @@ def write_page(demo: DemoRun) -> Path:
 
 def _films(data: Path, assets: Path) -> list[dict[str, Any]]:
     """What the page shows of each film, with its media written to ``assets``."""
-    pictures: dict[str, dict[str, bytes]] = {}
-    for split in splits(data, "stories"):
-        for tar in shards(data, "stories", split):
-            pictures |= dict(read_samples(tar))
     shots, audio = _clips(data, assets, "shots"), _clips(data, assets, "audio")
     films: dict[str, dict[str, Any]] = {}
-    for story in read_stories(data):
+    for story, pictures in read_records(data, "stories"):
         film = films.setdefault(story.video, {"title": story.title or story.video, "stories": []})
-        film["stories"].append(_story(story, pictures[story.key], shots, audio, assets))
+        film["stories"].append(_story(story, pictures, shots, audio, assets))
     return list(films.values())
 
 
 def _story(story: StoryRecord, pictures: dict[str, bytes], shots: dict, audio: dict, assets: Path) -> dict[str, Any]:
     for extension in ("jpg", "png"):
         (assets / f"{story.key}.{extension}").write_bytes(pictures[extension])
-    board, tile = Image.open(io.BytesIO(pictures["jpg"])), story.storyboard
-    for shot in story.shots:
-        left, top = shot.position % tile.columns * tile.tile_width, shot.position // tile.columns * tile.tile_height
-        poster = board.crop((left, top, left + tile.tile_width, top + tile.tile_height))
+    for shot, poster in zip(story.shots, tiles(Image.open(io.BytesIO(pictures["jpg"])), story)):
         poster.save(assets / f"{shot.key}.jpg", quality=85)
         shots[story.key][shot.position]["poster"] = f"assets/{shot.key}.jpg"
     for clip in audio.get(story.key, []):

@@ -1,9 +1,7 @@
 import io
 import json
-import shutil
 import tarfile
 
-import built
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,17 +9,6 @@ import pytest
 from animeshooter_dataset import DataError
 from curation.lint import lint
 from curation.pack import file_hashes
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return built.build_walkers(tmp_path_factory.mktemp("lint"))
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def members(tar):

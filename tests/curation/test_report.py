@@ -2,12 +2,10 @@ import base64
 import io
 import json
 import re
-import shutil
 import tarfile
 from html.parser import HTMLParser
 
 import av
-import built
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,17 +17,6 @@ from curation import report
 from curation.report import evenly, histogram, write_report
 
 HOSTILE = "</style></p><script>alert(1)</script><img src=http://evil.example/x.png> walk"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return built.build_walkers(tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "animeshooter")
-    return tmp_path / "animeshooter"
 
 
 def rewrite(tar, change):
@@ -115,8 +102,8 @@ def test_the_page_lies_beside_the_dataset_and_leaves_it_alone(copy):
     assert sorted(path.name for path in copy.parent.iterdir()) == ["animeshooter", "animeshooter-report.html"]
 
 
-def test_captions_and_numbers_are_on_the_page(whole, tmp_path):
-    page = page_of(whole, tmp_path)
+def test_captions_and_numbers_are_on_the_page(walkers, tmp_path):
+    page = page_of(walkers, tmp_path)
     for number in range(6):
         assert f"Walk number {number}." in page.text
     assert "Two ovals walk." in page.text
@@ -158,8 +145,8 @@ def test_hostile_text_of_a_film_is_shown_as_text(copy, tmp_path):
     assert "script" not in page.tags
 
 
-def test_the_same_dataset_gives_the_same_bytes(whole, copy, tmp_path):
-    first, second = write_report(whole, tmp_path / "first.html"), write_report(copy, tmp_path / "second.html")
+def test_the_same_dataset_gives_the_same_bytes(walkers, copy, tmp_path):
+    first, second = write_report(walkers, tmp_path / "first.html"), write_report(copy, tmp_path / "second.html")
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -223,8 +210,8 @@ def test_a_silent_film_is_not_suspicious(copy, tmp_path):
     assert not any("no sound" in card for card in page_of(copy, tmp_path).cards)
 
 
-def test_the_sound_on_the_page_plays(whole, tmp_path):
-    (sound,) = [address for tag, address in page_of(whole, tmp_path).addresses if tag == "audio"]
+def test_the_sound_on_the_page_plays(walkers, tmp_path):
+    (sound,) = [address for tag, address in page_of(walkers, tmp_path).addresses if tag == "audio"]
     with av.open(io.BytesIO(base64.b64decode(sound.partition("base64,")[2]))) as container:
         samples = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
         rate = container.streams.audio[0].rate
@@ -247,9 +234,9 @@ def test_a_large_dataset_is_capped_and_the_page_says_so(copy, tmp_path, monkeypa
     assert [film in shown for film in ("film000-", "film001-", "film003-", "film006-")] == [True, False, True, True]
 
 
-def test_a_large_storyboard_is_made_smaller(whole, tmp_path, monkeypatch):
+def test_a_large_storyboard_is_made_smaller(walkers, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "BOARD_BYTES", 9000)
-    board = re.search(r'background-image: url\("data:image/jpeg;base64,([^"]+)"', page_of(whole, tmp_path).source).group(1)
+    board = re.search(r'background-image: url\("data:image/jpeg;base64,([^"]+)"', page_of(walkers, tmp_path).source).group(1)
     assert len(base64.b64decode(board)) <= 9000
 
 
@@ -311,8 +298,8 @@ def test_damage_is_one_line_that_names_the_shard(copy, tmp_path, spoil):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_what_is_no_dataset_or_no_place_for_a_page_is_one_line(whole, tmp_path):
+def test_what_is_no_dataset_or_no_place_for_a_page_is_one_line(walkers, tmp_path):
     with pytest.raises(DataError, match="not a dataset directory"):
         write_report(tmp_path, tmp_path.parent / "page.html")
     with pytest.raises(DataError, match="cannot be written"):
-        write_report(whole, tmp_path / "missing" / "page.html")
+        write_report(walkers, tmp_path / "missing" / "page.html")

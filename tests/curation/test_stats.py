@@ -3,22 +3,10 @@ import json
 import shutil
 import tarfile
 
-import built
 import pytest
 
 from animeshooter_dataset import DataError, read_samples
 from curation.stats import stats, stats_text
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return built.build_walkers(tmp_path_factory.mktemp("stats"))
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "animeshooter")
-    return tmp_path / "animeshooter"
 
 
 def tar_of(directory, config):
@@ -55,8 +43,8 @@ def records(directory, config):
     return [json.loads(members["json"]) for _, members in read_samples(tar_of(directory, config))]
 
 
-def test_counts_are_those_of_the_film_that_was_built(whole):
-    numbers = stats(whole)["whole"]
+def test_counts_are_those_of_the_film_that_was_built(walkers):
+    numbers = stats(walkers)["whole"]
     assert [numbers[name] for name in ("videos", "stories", "shots", "audio_clips")] == [1, 1, 6, 1]
     assert numbers["hours"] == pytest.approx(15 / 3600, abs=1e-4)
     assert numbers["shots_with_sound"] == 6
@@ -68,9 +56,9 @@ def test_counts_are_those_of_the_film_that_was_built(whole):
     assert numbers["sound_types"] == {"sound effect": 1}
 
 
-def test_distributions_agree_with_the_records(whole):
-    found = stats(whole)["whole"]["distributions"]
-    shots, (story,) = records(whole, "shots"), records(whole, "stories")
+def test_distributions_agree_with_the_records(walkers):
+    found = stats(walkers)["whole"]["distributions"]
+    shots, (story,) = records(walkers, "shots"), records(walkers, "stories")
     words = [len(shot["descriptive_caption"].split()) for shot in shots]
     assert found["descriptive_words"]["mean"] == pytest.approx(sum(words) / len(words), abs=1e-3)
     assert found["shot_seconds"] == pytest.approx(dict.fromkeys(found["shot_seconds"], 2.5), abs=1e-3)
@@ -86,8 +74,8 @@ def test_quantiles_follow_the_values(copy):
     assert found == {"mean": 4.3333, "least": 1, "most": 11, "p10": 1.5, "p50": 3.5, "p90": 8}
 
 
-def test_references_agree_with_the_records(whole):
-    found, shots = stats(whole)["whole"], records(whole, "shots")
+def test_references_agree_with_the_records(walkers):
+    found, shots = stats(walkers)["whole"], records(walkers, "shots")
     assert found["leakage"] == {"references": sum(len(shot["references"]) for shot in shots), "from_own_shot": 0}
     assert found["leakage"]["references"] > 0
     references = found["references"]
@@ -111,16 +99,16 @@ def test_a_reference_from_the_shot_itself_is_counted_as_leakage(copy):
     assert stats(copy)["whole"]["leakage"]["from_own_shot"] == leaks > 0
 
 
-def test_what_was_dropped_is_told_by_stage_and_reason(whole):
-    dropped = stats(whole)["dropped"]
+def test_what_was_dropped_is_told_by_stage_and_reason(walkers):
+    dropped = stats(walkers)["dropped"]
     assert dropped["films"] == 0
     assert dropped["by_stage"] == {"audio": 1}
     assert dropped["by_reason"] == {"audio: audio clip at N s is N s long, under N s": 1}
     assert dropped["lines"][0]["film"] == "walkers.mp4"
 
 
-def test_the_paper_stands_apart_from_what_was_measured(whole):
-    found = stats(whole)
+def test_the_paper_stands_apart_from_what_was_measured(walkers):
+    found = stats(walkers)
     assert "2506.03126" in found["paper"]["source"]
     assert found["paper"]["means"]["shot_seconds"] == 3.85
     assert found["paper"]["means"].keys() <= found["whole"]["distributions"].keys()
@@ -140,12 +128,12 @@ def test_splits_add_up(copy):
     assert "test" in stats_text(found)
 
 
-def test_numbers_do_not_depend_on_where_the_dataset_lies(whole, copy):
-    assert json.dumps(stats(whole)) == json.dumps(stats(copy))
+def test_numbers_do_not_depend_on_where_the_dataset_lies(walkers, copy):
+    assert json.dumps(stats(walkers)) == json.dumps(stats(copy))
 
 
-def test_the_table_shows_measured_values_beside_the_papers(whole):
-    lines = stats_text(stats(whole)).splitlines()
+def test_the_table_shows_measured_values_beside_the_papers(walkers):
+    lines = stats_text(stats(walkers)).splitlines()
     (line,) = [line for line in lines if line.startswith("shot, seconds")]
     assert line.split()[2:] == ["2.50"] * 6 + ["3.85"]
     assert any("under 3 s" in line for line in lines)

@@ -7,11 +7,6 @@ import pytest
 from recipes.cli import main
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return built.build_walkers(tmp_path_factory.mktemp("cli"))
-
-
 def test_cuts_prints_the_agreed_json(tmp_path, capsys):
     film = built.write_walkers(tmp_path)
     assert main(["cuts", str(film), "--json"]) == 0
@@ -54,15 +49,12 @@ def test_build_reports_as_json(tmp_path, capsys):
     assert [loss["stage"] for loss in report["dropped"]] == ["collect"]
 
 
-def test_lint_says_clean_and_finds_faults(directory, tmp_path, capsys):
-    assert main(["lint", str(directory)]) == 0
+def test_lint_says_clean_and_finds_faults(copy, capsys):
+    assert main(["lint", str(copy)]) == 0
     assert "clean (6 shots, 1 stories, 1 audio" in capsys.readouterr().out
-    (directory / "strange.txt").write_text("?")
-    try:
-        assert main(["lint", str(directory), "--json"]) == 1
-        assert json.loads(capsys.readouterr().out)["problems"] == ["strange.txt: not named in manifest.json"]
-    finally:
-        (directory / "strange.txt").unlink()
+    (copy / "strange.txt").write_text("?")
+    assert main(["lint", str(copy), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == ["strange.txt: not named in manifest.json"]
 
 
 @pytest.mark.parametrize("shares", ["train=.5", "train=1.5,test=-.5", "train", "dev=1"])
@@ -73,10 +65,10 @@ def test_shares_that_make_no_sense_are_refused(shares, capsys):
     assert "train" in capsys.readouterr().err
 
 
-def test_stats_and_report_answer_for_a_dataset(directory, tmp_path, capsys):
-    assert main(["stats", str(directory), "--json"]) == 0
+def test_stats_and_report_answer_for_a_dataset(walkers, tmp_path, capsys):
+    assert main(["stats", str(walkers), "--json"]) == 0
     assert "shots" in json.loads(capsys.readouterr().out)["whole"]
-    assert main(["report", str(directory), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(walkers), "--out", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
     assert "Two walkers" in (tmp_path / "page.html").read_text()
     assert main(["stats", str(tmp_path)]) == 2
