@@ -22,8 +22,8 @@ class ClipSpec:
 
     Frames are taken at ``fps`` by presentation time from the shot's clean part (no transition frames), from a start
     drawn by (seed, epoch, key). A shot too short for that is spread over ``frames`` evenly, at a higher rate up to
-    consecutive frames; one with fewer than ``frames`` frames ends on its last frame, repeated. Frames are scaled to
-    cover height x width, aspect kept, and cropped at the centre.
+    consecutive frames; one with fewer than ``frames`` frames ends on its last frame, repeated. Black bars are cut off; what
+    is left is scaled to cover height x width, aspect kept, and cropped at the centre.
 
     Args:
         frames: frames of a clip, 4k + 1 (what a causal video VAE that compresses time by 4 takes).
@@ -78,7 +78,12 @@ def sample_times(times: np.ndarray, spec: ClipSpec, at: float) -> np.ndarray:
 
 
 def decode_clip(
-    clip: bytes, row: dict[str, Any], spec: ClipSpec, at: float, where: str
+    clip: bytes,
+    row: dict[str, Any],
+    spec: ClipSpec,
+    at: float,
+    where: str,
+    picture: tuple[int, int, int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decode the sampled, the first and the last clean frame of a stored clip.
 
@@ -88,6 +93,7 @@ def decode_clip(
         spec: what to decode it to.
         at: see :func:`sample_times`.
         where: shard and key, for errors.
+        picture: what lies inside black bars, (x0, y0, x1, y1) in pixels of the clip, ends exclusive; None for all of it.
 
     Returns:
         uint8 [F, H, W, 3], uint8 [H, W, 3], uint8 [H, W, 3].
@@ -111,7 +117,7 @@ def decode_clip(
             images = {}
             for frame in container.decode(stream):
                 if frame.pts in wanted:
-                    images[frame.pts] = _fit(frame, spec.height, spec.width)
+                    images[frame.pts] = _fit(frame, spec.height, spec.width, picture)
                     if len(images) == len(wanted):
                         break
     except (av.FFmpegError, IndexError, ValueError) as error:
@@ -124,14 +130,22 @@ def decode_clip(
     return np.stack([images[clean[which]] for which in chosen]), images[clean[0]], images[clean[-1]]
 
 
-def _fit(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """Scale a frame to cover height x width, aspect kept, and crop the centre: uint8 [height, width, 3]."""
-    scale = max(height / frame.height, width / frame.width)
+def _fit(frame: av.VideoFrame, height: int, width: int, picture: tuple[int, int, int, int] | None) -> np.ndarray:
+    """Scale what lies in ``picture`` to cover height x width, aspect kept, and crop the centre: uint8 [height, width, 3]."""
+    left, top, right, bottom = picture or (0, 0, frame.width, frame.height)
+    if not (0 <= left < right <= frame.width and 0 <= top < bottom <= frame.height):
+        raise ValueError(f"its picture {picture} lies outside the frame of {frame.width} x {frame.height}")
+    scale = max(height / (bottom - top), width / (right - left))
     tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
     how = "AREA" if scale < 1 else "BICUBIC"
     image = frame.reformat(width=wide, height=tall, format="rgb24", interpolation=how).to_ndarray()
-    top, left = (tall - height) // 2, (wide - width) // 2
-    return np.ascontiguousarray(image[top : top + height, left : left + width])
+    if picture is not None:
+        top, bottom, left, right = (round(edge * scale) for edge in (top, bottom, left, right))
+    else:
+        bottom, right = tall, wide
+    y = min(max((top + bottom - height) // 2, 0), tall - height)
+    x = min(max((left + right - width) // 2, 0), wide - width)
+    return np.ascontiguousarray(image[y : y + height, x : x + width])
 
 
 def pick_reference(records: list[ShotRecord], at: float) -> tuple[int, Reference] | None:

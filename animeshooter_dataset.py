@@ -20,305 +20,92 @@ film's first frame, read from its presentation time stamps (variable frame rates
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-SCHEMA_VERSION = "1.0"
-"""Version of records and layout; the major number changes when a reader of the old one would fail."""
-
-MEMBERS = {"shots": ("mp4", "json", "png"), "stories": ("json", "png", "jpg"), "audio": ("mp4", "flac", "json")}
-"""The members of a sample of each config, in the order in which they lie in the tar."""
-
-SPLITS = ("train", "validation", "test")
-KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
-"""Sample keys: WebDataset ends a key at its first dot, and some file systems fold case."""
-
-
-class DataError(ValueError):
-    """An error its user can cause and mend: the message is one line that names the file, what is wrong and the mend."""
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, and a field that is not declared is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Character(Record):
-    """A main character of a story."""
-
-    id: str = Field(min_length=1)
-    appearance: str
-
-
-class Scene(Record):
-    """A main scene (place) of a story."""
-
-    id: str = Field(min_length=1)
-    environment: str
-
-
-class AnnotatedBy(Record):
-    """Who wrote the captions. ``kind`` "measure" marks text that says only what was measured, without any model."""
-
-    kind: str
-    model: str | None = None
-
-
-class Reference(Record):
-    """One reference image of a character: a cut-out on the sample's sheet, taken from a frame of another shot.
-
-    ``box`` is (x0, y0, x1, y1) in pixels on the sheet, ends exclusive; ``source_box`` the same in the frame at the
-    clip's size.
-    """
-
-    character: str
-    box: tuple[int, int, int, int]
-    shot: str = Field(pattern=KEY_PATTERN)
-    frame: int = Field(ge=0)
-    source_box: tuple[int, int, int, int]
-
-
-class _Keyed(Record):
-    """A sample's key, and its place among its siblings, from 0."""
-
-    key: str = Field(pattern=KEY_PATTERN)
-    position: int = Field(ge=0)
-
-
-class _Span(Record):
-    """A stretch of the source film."""
-
-    start_frame: int = Field(ge=0)
-    end_frame: int = Field(ge=1)
-    start_time: float = Field(ge=0)
-    end_time: float = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _forward(self) -> _Span:
-        if self.end_frame <= self.start_frame or self.end_time <= self.start_time:
-            raise ValueError("a span must end after it starts")
-        return self
-
-
-class ShotAnnotation(_Span, _Keyed):
-    """What is said of one shot, and where it lies in the film.
-
-    ``clean_start_frame`` and ``clean_end_frame`` leave out the frames of gradual transitions. ``annotated_*`` are the
-    times the annotator gave (None where it gave none), ``representative_*`` the best four seconds of a longer shot.
-    """
-
-    clean_start_frame: int = Field(ge=0)
-    clean_end_frame: int = Field(ge=1)
-    transition_in: Literal["start", "cut", "gradual"]
-    annotated_start_time: float | None = None
-    annotated_end_time: float | None = None
-    representative_start_time: float | None = None
-    representative_end_time: float | None = None
-    prologue_or_epilogue: Literal["prologue", "epilogue"] | None = None
-    scene: str | None = None
-    characters: list[str]
-    narrative_caption: str
-    descriptive_caption: str
-
-    @model_validator(mode="after")
-    def _clean_inside(self) -> ShotAnnotation:
-        if not self.start_frame <= self.clean_start_frame < self.clean_end_frame <= self.end_frame:
-            raise ValueError("clean frames must lie inside the shot")
-        return self
-
-
-class _Origin(Record):
-    """What every sample says of where it comes from."""
-
-    schema_version: str = Field(default=SCHEMA_VERSION, pattern=r"^1\.\d+$")
-    video: str = Field(pattern=KEY_PATTERN)
-    split: Literal["train", "validation", "test"]
-    licence: str | None = None
-    attribution: str | None = None
-    annotator: AnnotatedBy
-
-
-class _Media(Record):
-    """What the stored clip decodes to; ``fps`` is the average rate."""
-
-    frames: int = Field(ge=1)
-    fps: float = Field(gt=0)
-    height: int = Field(ge=2)
-    width: int = Field(ge=2)
-    has_audio: bool
-
-
-class ShotRecord(_Origin, _Media, ShotAnnotation):
-    """The ``json`` of a shot: self-contained, with the story's text and the references of the characters in it.
-
-    References come from other shots only; a character that no other shot gives one for is named in
-    ``characters_without_reference``.
-    """
-
-    story: str = Field(pattern=KEY_PATTERN)
-    shots_in_story: int = Field(ge=1)
-    storyline: str
-    story_characters: list[Character]
-    story_scenes: list[Scene]
-    references: list[Reference]
-    characters_without_reference: list[str]
-
-    @model_validator(mode="after")
-    def _resolves(self) -> ShotRecord:
-        _check_names(self, self.story_characters, self.story_scenes)
-        if self.frames != self.end_frame - self.start_frame:
-            raise ValueError("frames must equal end_frame - start_frame")
-        if not 0 <= self.position < self.shots_in_story:
-            raise ValueError("position must lie inside the story")
-        if any(reference.shot == self.key for reference in self.references):
-            raise ValueError("a reference must come from another shot")
-        return self
-
-
-class Storyboard(Record):
-    """How the ``jpg`` of a story is laid out: one tile a shot, row by row; ``frames`` are the source frames shown."""
-
-    columns: int = Field(ge=1)
-    tile_height: int = Field(ge=1)
-    tile_width: int = Field(ge=1)
-    frames: list[int]
-
-
-class StoryRecord(_Origin, _Span, _Keyed):
-    """The ``json`` of a story: the whole script."""
-
-    title: str | None = None
-    fps: float = Field(gt=0)
-    source_height: int
-    source_width: int
-    storyline: str
-    characters: list[Character]
-    scenes: list[Scene]
-    shots: list[ShotAnnotation] = Field(min_length=1)
-    references: list[Reference]
-    storyboard: Storyboard
-
-    @model_validator(mode="after")
-    def _covered(self) -> StoryRecord:
-        edges = [shot.start_frame for shot in self.shots] + [self.end_frame]
-        if edges[0] != self.start_frame or edges[1:] != [shot.end_frame for shot in self.shots]:
-            raise ValueError("shots must cover their story without gap or overlap")
-        for shot in self.shots:
-            _check_names(shot, self.characters, self.scenes)
-        return self
-
-
-class AudioRecord(_Origin, _Media, _Span, _Keyed):
-    """The ``json`` of an audio-visually cut clip (AnimeShooter-audio); ``shots`` are the shots it overlaps."""
-
-    story: str = Field(pattern=KEY_PATTERN)
-    shots: list[str]
-    type: str
-    sound_description: str
-    visual_context: str
-    narrative_caption: str
-    descriptive_caption: str
-    scene: str | None = None
-    characters: list[str]
-    sample_rate: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    samples: int = Field(ge=1)
-
-
-class RightsRecord(Record):
-    """A line of ``rights.jsonl``: one video, where it came from and whether it may be used."""
-
-    video: str = Field(pattern=KEY_PATTERN)
-    title: str | None = None
-    source: str | None = None
-    uploader: str | None = None
-    licence: str | None = None
-    attribution: str | None = None
-    retrieved: str | None = None
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    state: Literal["kept", "withdrawn", "unavailable"]
-
-
-RECORDS: dict[str, type[Record]] = {"shots": ShotRecord, "stories": StoryRecord, "audio": AudioRecord}
-
-INDEX_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "story", "video")]
-    + [("position", pa.int32()), ("shard", pa.string())]
-    + [(f"{member}_{what}", pa.int64()) for member in MEMBERS["shots"] for what in ("offset", "size")]
-    + [("frames", pa.int32()), ("fps", pa.float64()), ("height", pa.int32()), ("width", pa.int32())]
-    + [("clean_start", pa.int32()), ("clean_end", pa.int32()), ("has_audio", pa.bool_())]
-    + [("prologue_or_epilogue", pa.string()), ("characters", pa.list_(pa.string())), ("references", pa.int32())]
-    + [("licence", pa.string())]
-    + [("sha256", pa.string())]
+from animeshooter_records import (
+    INDEX_SCHEMA,
+    KEY_PATTERN,
+    MEMBERS,
+    RECORDS,
+    SCHEMA_VERSION,
+    SPLITS,
+    AnnotatedBy,
+    AudioRecord,
+    Character,
+    DataError,
+    DroppedRecord,
+    Evidence,
+    FilmRecord,
+    Record,
+    Reference,
+    RightsRecord,
+    Scene,
+    ShotAnnotation,
+    ShotRecord,
+    ShotScores,
+    SoundScores,
+    Storyboard,
+    StoryRecord,
+    dump,
+    first_problem,
+    parse,
+    slug,
+    split_of,
 )
-"""Columns of ``index/<split>.parquet``, one row a shot in stream order. Offsets and sizes are bytes in ``shard``;
-``clean_start`` and ``clean_end`` are frames of the clip; ``references`` counts images on the sheet; ``sha256`` is of
-the mp4 member."""
+
+__all__ = [
+    "INDEX_SCHEMA",
+    "KEY_PATTERN",
+    "MEMBERS",
+    "RECORDS",
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "AnimeShooter",
+    "AnnotatedBy",
+    "AudioRecord",
+    "Character",
+    "DataError",
+    "DroppedRecord",
+    "Evidence",
+    "FilmRecord",
+    "Record",
+    "Reference",
+    "RightsRecord",
+    "Scene",
+    "ShotAnnotation",
+    "ShotRecord",
+    "ShotScores",
+    "SoundScores",
+    "StoryRecord",
+    "Storyboard",
+    "dump",
+    "features",
+    "first_problem",
+    "parse",
+    "read_entries",
+    "read_index",
+    "read_lines",
+    "read_manifest",
+    "read_records",
+    "read_rights",
+    "read_samples",
+    "shards",
+    "slug",
+    "split_of",
+    "splits",
+]
 
 
-def _check_names(shot: ShotAnnotation, characters: Iterable[Character], scenes: Iterable[Scene]) -> None:
-    unknown = set(shot.characters) - {character.id for character in characters}
-    if unknown:
-        raise ValueError(f"characters not in the story: {', '.join(sorted(unknown))}")
-    if shot.scene is not None and shot.scene not in {scene.id for scene in scenes}:
-        raise ValueError(f"scene not in the story: {shot.scene}")
-
-
-def parse(config: str, text: str | bytes, where: str) -> Record:
-    """Read and validate one record of ``config`` from its JSON.
-
-    Raises:
-        DataError: one line that names ``where``, the first field that is wrong, and why.
-    """
-    try:
-        return RECORDS[config].model_validate_json(text)
-    except ValidationError as error:
-        raise DataError(f"{where}: {first_problem(error)}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation as one line, with the path of its field."""
-    problem = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    message = " ".join(problem["msg"].split())
-    return f"{path + ': ' if path else ''}{message}{more}"
-
-
-def dump(record: Record) -> bytes:
-    """The canonical JSON of a record: declared order, UTF-8, no white space, so that equal records are equal bytes."""
-    return json.dumps(record.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def slug(name: str) -> str:
-    """A name as part of a key: lower case, letters, digits, ``_`` and ``-`` only, at most 48 characters."""
-    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:48].rstrip("-_") or "film"
-
-
-def split_of(video: str, shares: Mapping[str, float]) -> str:
-    """The split of a video, by a hash of its id alone, so that it stays the same whichever other videos come or go.
-
-    Args:
-        video: the video's id.
-        shares: share of each split, summing to 1, in the order train, validation, test.
-    """
-    point, total = int.from_bytes(hashlib.sha256(video.encode()).digest()[:8], "big") / 2**64, 0.0
-    for split in SPLITS:
-        total += shares.get(split, 0.0)
-        if point < total:
-            return split
-    return "train"
+Line = TypeVar("Line", bound=Record)
 
 
 def features(config: str, *, decode: bool = True) -> datasets.Features:
@@ -387,8 +174,9 @@ def read_index(directory: str | Path, split: str = "train") -> pa.Table:
     Raises:
         DataError: the directory is no dataset, has no such split, or its index is of another schema.
     """
-    read_manifest(directory)
     path = Path(directory) / "index" / f"{split}.parquet"
+    if not path.is_file() or (Path(directory) / "manifest.json").is_file():
+        read_manifest(directory)
     if not path.is_file():
         raise DataError(f"{directory}: no split '{split}'; it has {', '.join(splits(Path(directory))) or 'none'}")
     try:
@@ -464,7 +252,8 @@ def read_entries(
     entries: list[tuple[tarfile.TarInfo, bytes]] = []
     try:
         with tarfile.open(tar, "r:") as archive:
-            for entry in archive:
+            while entry := archive.next():
+                archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep an object an entry
                 stem, _, extension = entry.name.partition(".")
                 if keys is not None and stem not in keys:
                     continue
@@ -494,15 +283,20 @@ def read_records(directory: Path, config: str, wanted: Collection[str] | None = 
 
 
 def read_rights(directory: Path) -> list[RightsRecord]:
-    """The lines of ``rights.jsonl``.
+    """The lines of ``rights.jsonl``; see :func:`read_lines`."""
+    return list(read_lines(directory / "rights.jsonl", RightsRecord))
+
+
+def read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+    """The lines of ``rights.jsonl``, ``films.jsonl`` or ``dropped.jsonl`` as records of their ``kind``, one at a time.
 
     Raises:
         DataError: the file is missing, or a line of it is none.
     """
-    path = directory / "rights.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [RightsRecord.model_validate_json(line) for line in lines]
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield kind.model_validate_json(line)
     except ValidationError as error:
         raise DataError(f"{path}: {first_problem(error)}; build the dataset again") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -148,6 +148,7 @@ class _Stream(Dataset):
         video: str | None = None,
         character: str | None = None,
         prologue_and_epilogue: bool = False,
+        rejected: bool = False,
     ) -> None:
         """Open a dataset directory.
 
@@ -162,6 +163,7 @@ class _Stream(Dataset):
             video: only shots of this video.
             character: only shots that list this character.
             prologue_and_epilogue: also title cards and credits.
+            rejected: also shots that fail a rule of the dataset (see ``rejected_by`` in the index).
 
         Raises:
             DataError: no such dataset or split, or nothing left to train on; the numbers are in the message.
@@ -176,6 +178,9 @@ class _Stream(Dataset):
         listed = self._listed(video, character)
         cards = self.index["prologue_or_epilogue"].is_valid().to_numpy() & listed & (not prologue_and_epilogue)
         self.listed, self.cards, listed = int(listed.sum()), int(cards.sum()), listed & ~cards
+        failing = pc.fill_null(pc.greater(pc.list_value_length(self.index["rejected_by"]), 0), False)
+        failed = np.asarray(failing) & listed & (not rejected)
+        self.rejected, listed = int(failed.sum()), listed & ~failed
         usable = listed & (length >= clip.min_frames)
         self.too_short = int((listed & ~usable).sum())
         sequences = self._sequences(np.flatnonzero(usable))
@@ -188,6 +193,7 @@ class _Stream(Dataset):
             "character": character,
             "require_reference": require_reference,
             "prologue_and_epilogue": prologue_and_epilogue,
+            "rejected": rejected,
         }
         self._warn_or_refuse()
 
@@ -232,7 +238,7 @@ class _Stream(Dataset):
     def _counts(self) -> str:
         left_out = self.without_reference if self.require_reference else 0
         return (
-            f"{self.listed} shots, {self.cards} of prologue or epilogue and "
+            f"{self.listed} shots, {self.cards} of prologue or epilogue, {self.rejected} rejected by a rule and "
             f"{self.too_short} with fewer than {self.clip.min_frames} clean frames left out, "
             f"{left_out} samples without reference left out, {len(self)} samples of {self.n}"
         )
@@ -330,8 +336,8 @@ class _Stream(Dataset):
             clip, record, sheet = (self._member(row, member) for member in ("mp4", "json", "png"))
             where = f"{self._shard(row)}: {row['key']}"
             at = draw(self.seed, place.epoch, row["key"], "start")
-            decoded.append(decode_clip(clip, row, self.clip, at, where))
             records.append(cast(ShotRecord, parse("shots", record, where)))
+            decoded.append(decode_clip(clip, row, self.clip, at, where, records[-1].picture))
             sheets.append(sheet)
         frames, first, last = (np.stack(parts) for parts in zip(*decoded))
         picked = pick_reference(records, draw(self.seed, place.epoch, *(row["key"] for row in table), "reference"))

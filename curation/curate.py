@@ -1,45 +1,74 @@
 """One film from its file to stories ready to pack: the stages in data order, each staged on disk.
 
-``cuts → clips → rows`` (script, references and audio subset, a story at a time). A stage's folder is named by its settings and
-those of the stages before it: a run with other settings redoes what depends on them and nothing else.
+``screen → cuts → clips → scores → rows`` (titles, script, references and audio subset, a story at a time). A stage's folder is
+named by its settings and those of the stages before it: a run with other settings redoes what depends on them and nothing
+else. What became of the film stands in one small file at the end; where that is there, nothing else is looked at.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from animeshooter_dataset import DataError
+from pydantic import BaseModel
+
+from animeshooter_dataset import DataError, DroppedRecord, FilmRecord, RightsRecord, ShotScores
 from curation.annotators import question_of
+from curation.asking import prompt
 from curation.clips import ClipConfig, ClipInfo, ClipSpan, FilmShots, cut_clips
-from curation.collect import Dropped, Film
-from curation.config import BuildConfig
+from curation.collect import Dropped, Film, rights_of, title_of
+from curation.config import LATE, OUTSIDE, BuildConfig
 from curation.cuts import FilmCuts, Span, detect_cuts, shots
-from curation.pack import CuratedStory
-from curation.rows import read_stories, write_stories
-from curation.sidecar import Rights, SidecarScript, read_sidecar
+from curation.judge import Judge, judge_of
+from curation.rows import write_stories
+from curation.scores import score_shots
+from curation.screen import Screening, screen
+from curation.script import NoAnswer
+from curation.sidecar import SidecarScript, check_length, read_sidecar
+from curation.sound import FilmSound, hear
 from curation.staging import fingerprint, staged
+from curation.story import Picture, StudiedFilm
 
-STAGES = ("cuts", "clips", "rows")
-"""Names under which the progress of a film is told."""
-REVISION = 3
+STAGES = ("screen", "cuts", "clips", "scores", "rows")
+"""Names under which the progress of a film is told, and under which it is dropped."""
+REVISION = 5
 """Raised when a stage's code changes its results, so that staged results of older code are not taken for new ones."""
 
 
+JUDGED = ("film", "shot", "reference")
+"""What a judge is asked about; the prompts are ``judge_*.md``."""
+
+
+class Curated(BaseModel):
+    """What became of one film; its stories and media, where it has any, lie in the folder ``rows`` beside this file."""
+
+    record: FilmRecord
+    rights: RightsRecord
+    rows: str | None
+    dropped: list[DroppedRecord]
+
+
 @dataclass(frozen=True)
-class Curated:
-    """What one film gave: its stories, the rights its script states, and what was dropped on the way."""
+class _Marks:
+    """Names of the folders of a film's staged results.
 
-    film: Film
-    title: str | None
-    rights: Rights
-    stories: Sequence[CuratedStory]
-    dropped: Sequence[Dropped]
+    They are hashes of settings alone, so that a film that is done is known without reading any of its results.
+    """
+
+    screen: str
+    cuts: str
+    clips: str
+    scores: str
+    rows: str
+    result: str
 
 
-def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str], None] = lambda _: None) -> Curated:
+def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
     """Take one film through all stages.
 
     Args:
@@ -48,29 +77,140 @@ def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str]
         work: folder for staged results; the film gets one of its own in it.
         progress: called with the name of each stage of :data:`STAGES` when it is done.
 
+    Returns:
+        The file that holds a :class:`Curated`. A film that cannot be used has one too, which says why.
+
     Raises:
-        DataError: nothing of this film can be kept; the line says why.
+        NoAnswer: a model could not be asked; the film is not settled, another run may go on with it.
     """
-    script, lost = _script_of(film, config)
     home = work / film.id
-    mark = fingerprint(REVISION, asdict(config.cuts))
-    cuts = FilmCuts.load(staged(home / f"cuts-{mark}", lambda folder: detect_cuts(film.path, config.cuts).save(folder)))
-    progress("cuts")
-    spans = shots(cuts)
-    times = [*(float(cuts.frames.pts[span.start_frame]) for span in spans), film_end(cuts)]
-    mark = fingerprint(mark, asdict(config.clips))
-    store = staged(home / f"clips-{mark}", lambda folder: _store_clips(film, spans, times, folder, config.clips))
-    infos = [ClipInfo(**info) for info in json.loads((store / "clips.json").read_text())]
-    progress("clips")
-    whole = FilmShots(film, cuts, spans, times, [store / f"{number:05d}.mp4" for number in range(len(spans))], infos)
+    marks = _marks_of(film, config)
+    result = home / f"result-{marks.result}.json"
+    if result.is_file():
+        return result
+    curated = _Run(film, config, home, marks, progress).through()
+    home.mkdir(parents=True, exist_ok=True)
+    partial = result.with_suffix(".partial")
+    partial.write_text(curated.model_dump_json())
+    os.replace(partial, result)
+    return result
+
+
+def _marks_of(film: Film, config: BuildConfig) -> _Marks:
+    judge = [config.judge, asdict(config.ask), *(prompt(f"judge_{what}.md") for what in JUDGED)] if config.judge else None
+    screened = fingerprint(REVISION, asdict(config.screen), judge)
+    cuts = fingerprint(REVISION, asdict(config.cuts))
+    clips = fingerprint(cuts, asdict(config.clips))
+    scores = fingerprint(clips, screened, asdict(config.scores), asdict(config.sound), judge)
+    settings = {name: value for name, value in asdict(config).items() if name not in (*LATE, *OUTSIDE)}
     words = film.script.read_text(errors="replace") if film.script else None
-    mark = fingerprint(mark, asdict(config), words, question_of(config))
-    rows = staged(home / f"rows-{mark}", lambda folder: write_stories(whole, script, config, folder))
-    progress("rows")
-    stories, dropped = read_stories(rows)
-    if not stories:
-        raise DataError(dropped[0].reason if dropped else f"{film.path}: no story could be made of it")
-    return Curated(film, script.title if script else None, script.rights if script else Rights(), stories, lost + dropped)
+    source = film.source.model_dump(mode="json") if film.source else None
+    rows = fingerprint(scores, settings, words, source, question_of(config), film.name)
+    return _Marks(screened, cuts, clips, scores, rows, fingerprint(screened, rows))
+
+
+def film_record(film: Film, **values: Any) -> FilmRecord:
+    """The line of ``films.jsonl`` on a film that can be read, with what else is known of it."""
+    known = {name: getattr(film.info, name) for name in FilmRecord.model_fields if hasattr(film.info, name)}
+    return FilmRecord(video=film.id, film=film.name, sha256=film.sha256, **known, **values)
+
+
+@dataclass
+class _Run:
+    """One film on its way through the stages."""
+
+    film: Film
+    config: BuildConfig
+    home: Path
+    marks: _Marks
+    progress: Callable[[str], None]
+    stage: str = "script"
+    script: SidecarScript | None = None
+    screening: Screening | None = None
+
+    def through(self) -> Curated:
+        """All stages, or as far as the film gets."""
+        try:
+            return self._stages()
+        except NoAnswer:
+            raise
+        except DataError as error:
+            return self._lost(str(error))
+
+    def _stages(self) -> Curated:
+        film, config = self.film, self.config
+        self.script, dropped = _script_of(film, config)
+        judge = judge_of(config.judge, config.ask, config.limits)
+        self.screening = Screening.load(self._staged("screen", lambda folder: screen(film, config.screen, judge).save(folder)))
+        if self.screening.reason:
+            return self._lost(self.screening.reason)
+        cuts = FilmCuts.load(self._staged("cuts", lambda folder: detect_cuts(film.path, config.cuts).save(folder)))
+        if self.script is not None and film.script is not None and config.annotator in ("auto", "sidecar"):
+            self.stage = "script"
+            check_length(self.script, film.script, film_end(cuts))
+        whole = self._clips(cuts)
+        picture = self._picture(whole.infos[0])
+        store = self._staged("scores", lambda folder: self._score(whole, picture, judge, folder))
+        scores = [ShotScores.model_validate(each) for each in json.loads((store / "scores.json").read_text())]
+        studied = StudiedFilm(whole, picture, scores, FilmSound.load(store / "sound.npz"))
+        rows = self._staged("rows", lambda folder: write_stories(studied, self.script, config, judge, folder))
+        told = json.loads((rows / "summary.json").read_text())
+        dropped += [Dropped(film.path, stage, reason) for stage, reason in told["dropped"]]
+        if not told["stories"]:
+            raise DataError(dropped[0].reason if dropped else f"{film.path}: no story could be made of it")
+        heard = studied.sound.scores(0.0, whole.times[-1])
+        counts = {"stories": told["stories"], "shots": told["shots"], "sound": heard}
+        return Curated(
+            record=self._record(state="kept", **counts),
+            rights=self._rights("kept"),
+            rows=rows.name,
+            dropped=[DroppedRecord(**loss.public()) for loss in dropped],
+        )
+
+    def _staged(self, stage: str, make: Callable[[Path], None]) -> Path:
+        self.stage = stage
+        folder = staged(self.home / f"{stage}-{getattr(self.marks, stage)}", make)
+        self.progress(stage)
+        return folder
+
+    def _clips(self, cuts: FilmCuts) -> FilmShots:
+        spans = shots(cuts)
+        times = [*(float(cuts.frames.pts[span.start_frame]) for span in spans), film_end(cuts)]
+        store = self._staged("clips", lambda folder: _store_clips(self.film, spans, times, folder, self.config.clips))
+        infos = [ClipInfo(**info) for info in json.loads((store / "clips.json").read_text())]
+        paths = [store / f"{number:05d}.mp4" for number in range(len(spans))]
+        return FilmShots(self.film, cuts, spans, times, paths, infos)
+
+    def _picture(self, clip: ClipInfo) -> Picture | None:
+        """What lies inside black bars in pixels of the clips; None for all of it."""
+        assert self.screening is not None
+        info, box = self.film.info, self.screening.picture
+        if box == (0, 0, info.width, info.height):
+            return None
+        across, down = clip.width / info.width, clip.height / info.height
+        x0, y0 = math.ceil(box[0] * across - 1e-6), math.ceil(box[1] * down - 1e-6)
+        x1, y1 = math.floor(box[2] * across + 1e-6), math.floor(box[3] * down + 1e-6)
+        return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+    def _score(self, whole: FilmShots, picture: Picture | None, judge: Judge | None, folder: Path) -> None:
+        scores = score_shots(whole, self.config.scores, judge, picture)
+        (folder / "scores.json").write_text(json.dumps([each.model_dump(mode="json") for each in scores]))
+        hear(self.film, self.config.sound).save(folder / "sound.npz")
+
+    def _lost(self, reason: str) -> Curated:
+        told = DroppedRecord(**Dropped(self.film.path, self.stage, reason).public())
+        record = self._record(state="dropped", stage=self.stage, reason=told.reason)
+        return Curated(record=record, rights=self._rights("dropped"), rows=None, dropped=[told])
+
+    def _record(self, **values: Any) -> FilmRecord:
+        if self.screening is not None:
+            values |= {"evidence": self.screening.evidence, "picture": self.screening.picture}
+        return film_record(self.film, **values)
+
+    def _rights(self, state: Any) -> RightsRecord:
+        film, script = self.film, self.script
+        stated = rights_of(film, script).model_dump()
+        return RightsRecord(video=film.id, title=title_of(film, script), sha256=film.sha256, state=state, **stated)
 
 
 def film_end(cuts: FilmCuts) -> float:

@@ -124,8 +124,13 @@ def link(signatures: Sequence[np.ndarray], likeness: float) -> list[list[int]]:
     if not signatures:
         return []
     rows = np.stack([row / max(float(np.linalg.norm(row)), 1e-9) for row in signatures])
-    groups = [[k] for k in range(len(rows))]
-    alike = rows @ rows.T
+    return link_likeness(rows @ rows.T, likeness)
+
+
+def link_likeness(alike: np.ndarray, likeness: float) -> list[list[int]]:
+    """Average-linkage clustering by a matrix of likeness [n, n], until no two groups are ``likeness`` alike."""
+    groups = [[k] for k in range(len(alike))]
+    alike = np.array(alike, float).reshape(len(groups), len(groups))
     np.fill_diagonal(alike, -1)
     while len(groups) > 1:
         a, b = sorted(int(v) for v in np.unravel_index(int(alike.argmax()), alike.shape))

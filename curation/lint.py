@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from animeshooter_dataset import (
     SPLITS,
     AudioRecord,
     DataError,
+    DroppedRecord,
+    FilmRecord,
     Record,
     RightsRecord,
     ShotRecord,
@@ -30,6 +32,7 @@ from animeshooter_dataset import (
     first_problem,
     read_entries,
     read_index,
+    read_lines,
     read_manifest,
     shards,
     splits,
@@ -92,7 +95,7 @@ def _check_files(directory: Path, report: LintReport) -> None:
         elif promised[name] != found[name]:
             report.problems.append(f"{name}: differs from the size or sha256 in manifest.json")
     try:
-        if render_card(directory) != (directory / "README.md").read_text(encoding="utf-8"):
+        if render_card(directory, read_manifest(directory)) != (directory / "README.md").read_text(encoding="utf-8"):
             report.problems.append("README.md: stale, says something else than the shards")
     except (OSError, DataError, ValueError, KeyError, IndexError) as error:
         report.problems.append(f"README.md: cannot be compared with the shards ({type(error).__name__}: {error})")
@@ -189,6 +192,8 @@ def _clip_problems(record: ShotRecord | AudioRecord, blob: bytes, report: LintRe
     report.frames += decoded
     if decoded != record.frames:
         yield f"its clip decodes to {decoded} frames, the record says {record.frames}"
+    if isinstance(record, ShotRecord) and record.picture and not _inside(record.picture, (record.width, record.height)):
+        yield f"its picture {record.picture} lies outside the frame of {record.width} x {record.height}"
     if shape != (record.height, record.width):
         yield f"its clip is {shape[1]} x {shape[0]}, the record says {record.width} x {record.height}"
     if sound != record.has_audio:
@@ -245,23 +250,26 @@ def _check_index(directory: Path, report: LintReport, seen: _Seen) -> None:
 
 
 def _check_rights(directory: Path, report: LintReport, seen: _Seen) -> None:
-    named: set[str] = set()
-    try:
-        lines = (directory / "rights.jsonl").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        report.problems.append(f"rights.jsonl: cannot be read ({error})")
-        return
-    for number, line in enumerate(lines, 1):
-        try:
-            right = RightsRecord.model_validate(json.loads(line))
-        except (ValidationError, ValueError) as error:
-            problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
-            report.problems.append(f"rights.jsonl: line {number}: {problem}")
-            continue
+    named: dict[str, str] = {}
+    for right in _lines(directory / "rights.jsonl", RightsRecord, report):
         if right.video in named:
-            report.problems.append(f"rights.jsonl: line {number}: {right.video} stands twice")
-        named.add(right.video)
+            report.problems.append(f"rights.jsonl: {right.video} stands twice")
+        named[right.video] = right.state
         if right.state != "kept" and right.video in seen.videos:
-            report.problems.append(f"rights.jsonl: line {number}: {right.video} is {right.state} but still has rows")
-    for video in sorted(seen.videos.keys() - named):
+            report.problems.append(f"rights.jsonl: {right.video} is {right.state} but still has rows")
+    for video in sorted(seen.videos.keys() - named.keys()):
         report.problems.append(f"rights.jsonl: no line for {video}")
+    told = Counter(story.video for story in seen.stories.values())
+    kept = {film.video: film.stories for film in _lines(directory / "films.jsonl", FilmRecord, report) if film.state == "kept"}
+    for video in sorted(kept.keys() | told.keys(), key=str):
+        if kept.get(video, 0) != told[str(video)]:
+            report.problems.append(f"films.jsonl: {video} has {told[str(video)]} stories, its line says {kept.get(video, 0)}")
+    for _ in _lines(directory / "dropped.jsonl", DroppedRecord, report):
+        pass
+
+
+def _lines(path: Path, kind: type[Any], report: LintReport) -> Iterator[Any]:
+    try:
+        yield from read_lines(path, kind)
+    except DataError as error:
+        report.problems.append(str(error))

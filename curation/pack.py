@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,7 +28,8 @@ from animeshooter_dataset import (
     SCHEMA_VERSION,
     AudioRecord,
     DataError,
-    Record,
+    DroppedRecord,
+    FilmRecord,
     RightsRecord,
     ShotRecord,
     StoryRecord,
@@ -38,6 +41,10 @@ from curation.card import render_card
 MIN_VIDEOS_TO_SPLIT = 20
 """Under this many videos everything is ``train`` unless the user gives shares: a split of one film measures that film."""
 DEFAULT_SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
+INDEX_ROWS = 4096
+"""Rows of the index written at a time: a row group of its file."""
+LINES = ("films", "rights", "dropped")
+"""Files of one line a film, a video or a loss."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,50 @@ class CuratedStory:
     folder: Path
     refused: Mapping[str, int]
 
+    def media(self, key: str, member: str) -> bytes:
+        """The bytes of one member of one of its samples."""
+        return (self.folder / f"{key}.{member}").read_bytes()
+
+
+class Hashed:
+    """A file that is written from start to end, with its size and hash known at the end."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = path.open("wb")
+        self.digest, self.bytes = hashlib.sha256(), 0
+
+    def write(self, blob: Any) -> int:
+        """Append bytes."""
+        self.digest.update(blob)
+        self.bytes += len(blob)
+        return self.file.write(blob)
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.bytes
+
+    def close(self) -> dict[str, Any]:
+        """Finish; returns the file's line in the manifest."""
+        self.file.close()
+        return {"bytes": self.bytes, "sha256": self.digest.hexdigest()}
+
 
 @dataclass
 class Shards:
-    """Writes the tars of one config and split; a new one begins when ``limit`` bytes are reached, never inside a story."""
+    """Writes the tars of one config and split; a new one begins when ``limit`` bytes are reached, never inside a story.
+
+    ``files`` takes size and hash of every finished tar.
+    """
 
     directory: Path
     config: str
     split: str
     limit: int
+    files: dict[str, dict[str, Any]]
     count: int = 0
     archive: tarfile.TarFile | None = None
-    file: BinaryIO | None = None
+    file: Hashed | None = None
 
     @property
     def name(self) -> str:
@@ -76,18 +115,14 @@ class Shards:
         if self.file is None or self.file.tell() >= self.limit:
             self.close()
             self.count += 1
-            path = self.directory / self.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("wb")
-            self.archive = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
+            self.file = Hashed(self.directory / self.name)
+            self.archive = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
 
-    def add(self, record: Record, folder: Path) -> dict[str, Any]:
+    def add(self, key: str, blobs: Mapping[str, bytes]) -> dict[str, Any]:
         """Append one sample; returns the byte offset and size of each member, and the hash of its clip if it has one."""
         assert self.archive is not None
-        key = str(record.key)  # type: ignore[attr-defined]
         places: dict[str, Any] = {}
-        for member in MEMBERS[self.config]:
-            blob = dump(record) if member == "json" else (folder / f"{key}.{member}").read_bytes()
+        for member, blob in blobs.items():
             entry = tarfile.TarInfo(f"{key}.{member}")
             entry.size, entry.mode = len(blob), 0o644
             offset = self.archive.offset + tarfile.BLOCKSIZE
@@ -95,60 +130,155 @@ class Shards:
             places |= {f"{member}_offset": offset, f"{member}_size": len(blob)}
             if member == "mp4":
                 places["sha256"] = hashlib.sha256(blob).hexdigest()
+        self.archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps one object an entry, for reading back
         return places
 
     def close(self) -> None:
         """Finish the current shard."""
         if self.archive is not None and self.file is not None:
             self.archive.close()
-            self.file.close()
+            self.files[self.name] = self.file.close()
             self.archive = self.file = None
 
 
 @dataclass
-class Packer:
-    """Writes a dataset directory from curated stories, given in the order in which they shall lie."""
+class Index:
+    """Writes the index of one split, some thousand rows at a time."""
 
-    directory: Path
-    shares: Mapping[str, float]
-    shard_size: int
-    writers: dict[tuple[str, str], Shards] = field(default_factory=dict)
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    path: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    writer: pq.ParquetWriter | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self.rows.append(row)
+        if len(self.rows) >= INDEX_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        if self.writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.writer = pq.ParquetWriter(self.path, INDEX_SCHEMA, compression="zstd")
+        if self.rows:
+            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA))
+            self.rows.clear()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.flush()
+        assert self.writer is not None
+        self.writer.close()
+
+
+class Packer:
+    """Writes a dataset directory from films and curated stories, given in the order in which they shall lie.
+
+    Memory does not grow with the dataset. Used in a ``with`` block, it closes what it opened whatever happens.
+
+    Args:
+        directory: an empty folder.
+        shares: share of each split.
+        shard_size: bytes after which the next story begins a new tar.
+        reject: names of the rules that a shot fails, from its index row without places.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shares: Mapping[str, float],
+        shard_size: int,
+        reject: Callable[[Mapping[str, Any]], list[str]] = lambda row: [],
+    ) -> None:
+        self.directory, self.shares, self.shard_size, self.reject = directory, shares, shard_size, reject
+        self.counts: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.files: dict[str, dict[str, Any]] = {}
+        self.writers: dict[tuple[str, str], Shards] = {}
+        self.indexes: dict[str, Index] = {}
+        self.lines = {name: Hashed(directory / f"{name}.jsonl") for name in LINES}
+
+    def __enter__(self) -> Packer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            open_files = [*self.lines.values(), *(writer.file for writer in self.writers.values() if writer.file is not None)]
+            for each in open_files:
+                each.file.close()
+
+    def add_film(self, record: FilmRecord, rights: RightsRecord | None) -> None:
+        """Append the lines on a film, kept or not; one that could not be read has no rights to state."""
+        self.lines["films"].write(dump(record) + b"\n")
+        if rights is not None:
+            self.lines["rights"].write(dump(rights) + b"\n")
+
+    def add_dropped(self, losses: Iterable[DroppedRecord]) -> None:
+        """Append lines on what was dropped."""
+        for loss in losses:
+            self.dropped[loss.stage] += 1
+            self.lines["dropped"].write(dump(loss) + b"\n")
 
     def add(self, curated: CuratedStory) -> None:
         """Append one story, its shots and its audio clips."""
-        split = split_of(curated.story.video, self.shares)
-        by_config: dict[str, Sequence[Record]] = {
-            "stories": [curated.story],
-            "shots": curated.shots,
-            "audio": curated.audio,
-        }
-        for config, records in by_config.items():
-            if not records:
-                continue
-            writer = self.writers.setdefault((config, split), Shards(self.directory, config, split, self.shard_size))
-            writer.begin_story()
-            for record in records:
-                record = record.model_copy(update={"split": split})
-                places = writer.add(record, curated.folder)
-                if isinstance(record, ShotRecord):
-                    row = {**index_values(record), **places, "shard": writer.name}
-                    self.rows.setdefault(split, []).append(row)
+        self.refused.update(curated.refused)
+        shots = self.add_records("shots", curated.shots, curated.media)
+        self.add_records("stories", [curated.story], curated.media)
+        self.add_records("audio", curated.audio, curated.media)
+        self.counts["rejected"] += sum(bool(shot.rejected_by) for shot in shots)
 
-    def finish(self, rights: Iterable[RightsRecord], settings: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-        """Close the shards, then write index, rights, card and manifest."""
+    def add_records(self, config: str, records: Sequence[Any], media: Callable[[str, str], bytes]) -> list[Any]:
+        """Append samples of one story and config; returns the records as they were written.
+
+        Args:
+            config: where they belong.
+            records: records of that config.
+            media: the bytes of a member, given the sample's key and the member's name.
+        """
+        written = []
+        for number, record in enumerate(records):
+            split = split_of(record.video, self.shares)
+            writer = self.writers.get((config, split))
+            if writer is None:
+                writer = Shards(self.directory, config, split, self.shard_size, self.files)
+                self.writers[config, split] = writer
+            if not number:
+                writer.begin_story()
+            record = record.model_copy(update={"split": split})
+            if isinstance(record, ShotRecord):
+                record = record.model_copy(update={"rejected_by": self.reject(index_values(record))})
+                self.rejected.update(record.rejected_by)
+            members = {name: dump(record) if name == "json" else media(record.key, name) for name in MEMBERS[config]}
+            places = writer.add(record.key, members)
+            self.counts[config] += 1
+            if isinstance(record, ShotRecord):
+                index = self.indexes.setdefault(split, Index(self.directory / "index" / f"{split}.parquet"))
+                index.add({**index_values(record), **places, "shard": writer.name})
+            written.append(record)
+        return written
+
+    def finish(self, settings: Mapping[str, Any]) -> None:
+        """Close everything, then write card and manifest."""
         for writer in self.writers.values():
             writer.close()
-        (self.directory / "index").mkdir(parents=True, exist_ok=True)
-        for split, rows in self.rows.items():
-            table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-            pq.write_table(table, self.directory / "index" / f"{split}.parquet", compression="zstd")
-        lines = b"".join(dump(line) + b"\n" for line in rights)
-        (self.directory / "rights.jsonl").write_bytes(lines)
-        (self.directory / "README.md").write_text(render_card(self.directory), encoding="utf-8")
-        manifest = {"schema_version": SCHEMA_VERSION, **settings, **report, "files": file_hashes(self.directory)}
+        for index in self.indexes.values():
+            index.close()
+        self.files |= {f"{name}.jsonl": lines.close() for name, lines in self.lines.items()}
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            **settings,
+            "dropped": dict(sorted(self.dropped.items())),
+            "masks_refused": dict(sorted(self.refused.items())),
+            "rejected_by": dict(sorted(self.rejected.items())),
+        }
+        (self.directory / "README.md").write_text(render_card(self.directory, manifest), encoding="utf-8")
+        small = [self.directory / "README.md", *(index.path for index in self.indexes.values())]
+        self.files |= {path.relative_to(self.directory).as_posix(): file_hash(path) for path in small}
         (self.directory / "manifest.json").write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps({**manifest, "files": dict(sorted(self.files.items()))}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
         )
 
 
@@ -156,7 +286,9 @@ def index_values(shot: ShotRecord) -> dict[str, Any]:
     """The columns of a shot's index row that its record alone determines."""
     same = ("key", "story", "video", "position", "frames", "fps", "height", "width", "has_audio", "characters", "licence")
     return {
-        **{name: getattr(shot, name) for name in (*same, "prologue_or_epilogue")},
+        **{name: getattr(shot, name) for name in (*same, "prologue_or_epilogue", "rejected_by")},
+        **shot.scores.model_dump(),
+        **shot.sound.model_dump(),
         "clean_start": shot.clean_start_frame - shot.start_frame,
         "clean_end": shot.clean_end_frame - shot.start_frame,
         "references": len(shot.references),
@@ -165,12 +297,15 @@ def index_values(shot: ShotRecord) -> dict[str, Any]:
 
 def file_hashes(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of a dataset directory but its manifest, by relative path."""
-    found = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json"):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(directory).as_posix(): file_hash(path) for path in paths}
+
+
+def file_hash(path: Path) -> dict[str, Any]:
+    """Size and sha256 of one file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def check_target(out: Path) -> None:
@@ -191,3 +326,10 @@ def publish(finished: Path, out: Path) -> None:
         os.replace(out, old)
     os.replace(finished, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Put an earlier dataset back that a run which was killed between the two renames of :func:`publish` had moved away."""
+    old = out.with_name(f"{out.name}.old")
+    if old.is_dir() and not out.exists():
+        os.replace(old, out)

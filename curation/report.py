@@ -1,7 +1,7 @@
 """``animeshooter report DIR``: one self-contained page that shows a dataset to someone who wants to know whether to trust it.
 
-Every record and every storyboard is looked at; what the page shows of them is capped, evenly chosen, and says so. Memory holds
-one sample at a time besides what is shown.
+Every record of a story and every row of the index is looked at, in one pass; what the page shows of them is capped, evenly
+chosen or the worst, and says so. Pictures and sound are read of what is shown alone, and memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -10,59 +10,59 @@ import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from animeshooter_dataset import (
-    AudioRecord,
     DataError,
-    Record,
-    ShotAnnotation,
-    ShotRecord,
+    RightsRecord,
     Storyboard,
     StoryRecord,
     parse,
+    read_lines,
     read_manifest,
-    read_rights,
     read_samples,
     shards,
     splits,
 )
-from curation.stats import MEASURES, Tally, facts, gather, summarise, whole_of
+from curation.charts import histogram
+from curation.rules import Rule
+from curation.stats import Films, Step, facts, funnel, rules_of, summarise, whole_of
+from curation.tally import MEASURES, SCORES, Seen, Tally, gather
 
 TEMPLATE = Path(__file__).with_name("report.html")
-STORIES_SHOWN, CLIPS_SHOWN, WORST_SHOWN, ALIKE_SHOWN, LINES_SHOWN = 60, 24, 60, 10, 200
-"""Most stories, audio clips, suspicious shots, such shots with the same reasons, and lines of a list that the page shows."""
+STORIES_SHOWN, CLIPS_SHOWN, WORST_SHOWN, ALIKE_SHOWN, LINES_SHOWN, JOINT_SHOWN = 60, 24, 60, 10, 200, 24
+"""Most stories, audio clips, suspicious shots, such shots with the same reasons, lines of a list, and combinations of rules
+that the page shows."""
 BOARD_BYTES = 250_000
 """A storyboard of more bytes is stored smaller: with all the caps, the page stays under about 30 MB."""
 SHEET_SIDE, SHEET_QUALITY = 600, 80
 CLIP_SECONDS, CLIP_RATE, CLIP_BITRATE = 20.0, 24_000, 40_000
 
 SHORT_SECONDS, LONG_SECONDS, FAR_SECONDS, FEW_WORDS = 0.5, 20.0, 1.0, 4
-BLACK_LEVEL, FLAT_DEVIATION, SAME_DIFFERENCE = 16.0, 3.0, 4.0
-"""Of 255, on a grey storyboard tile: 99th percentile of black, standard deviation of one colour, mean distance of two
-tiles that show the same. Across the hard cuts of real and rendered films the distance was 9 and more."""
+BLACK_SHARE, FLAT_CONTRAST, WEAK_CUT, FAST_MOTION, CLIPPED = 0.5, 3.0, 0.6, 1.5, 0.001
+"""Scores beyond which a shot is suspicious; see :data:`SUSPICIONS`. Of the cuts of real films, one in thirty is weaker."""
 
 SUSPICIONS: dict[str, tuple[int, str]] = {
     "no caption": (6, "the narrative or the descriptive caption is empty"),
-    "black": (4, f"all black: 99 of 100 pixels of its storyboard tile are darker than {BLACK_LEVEL:g} of 255"),
-    "same picture": (
-        4,
-        f"its tile differs from the tile before by less than {SAME_DIFFERENCE:g} of 255: perhaps no cut at all",
-    ),
+    "black": (4, f"more than {BLACK_SHARE:.0%} of its frames are black"),
+    "rejected": (3, "it fails a rule, so that training leaves it out"),
+    "weak cut": (3, f"the cut at its start has a confidence under {WEAK_CUT:g}: perhaps no cut at all"),
+    "possible cut": (3, "a detector or the annotator saw a cut inside it that was not believed"),
     "far from annotation": (3, f"the annotator's time is more than {FAR_SECONDS:g} s away from the detected cut"),
-    "no sound": (3, "no sound, in a film that has sound in other shots"),
-    "one colour": (3, f"nearly one colour: deviation on its tile under {FLAT_DEVIATION:g} of 255"),
+    "no sound": (3, "no sound, in a story that has sound in other shots"),
+    "one colour": (3, f"nearly one colour: contrast under {FLAT_CONTRAST:g} of 255"),
     "very short": (2, f"shorter than {SHORT_SECONDS:g} s"),
     "very long": (2, f"longer than {LONG_SECONDS:g} s: perhaps a missed cut"),
     "repeated caption": (2, "a caption of another shot of its story, word for word"),
+    "very fast": (1, f"motion of more than {FAST_MOTION:g} picture diagonals a second"),
+    "clipped sound": (1, f"more than {CLIPPED:.1%} of its samples are clipped"),
     "few words": (1, f"a caption of fewer than {FEW_WORDS} words"),
     "no reference": (1, "a character in it has no reference image from another shot"),
 }
@@ -71,36 +71,57 @@ SUSPICIONS: dict[str, tuple[int, str]] = {
 
 @dataclass
 class Suspect:
-    """A suspicious shot: its weight, its reasons as (name, detail), and its storyboard tile as JPEG."""
+    """A suspicious shot: its weight, its reasons as (name, detail), where it lies, and its storyboard tile as JPEG."""
 
     weight: int
-    shot: ShotAnnotation
+    shot: Mapping[str, Any]
     reasons: list[tuple[str, str]]
-    tile: bytes
+    tar: Path
+    story: str
+    tile: bytes = b""
+
+
+class Evenly:
+    """At most ``most`` of what is seen, at even distances from the first on; holds twice as many at a time."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.step, self.seen = most, 1, 0
+        self.kept: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        """See one more."""
+        if self.seen % self.step == 0:
+            self.kept.append(item)
+            if len(self.kept) > 2 * self.most:
+                self.kept, self.step = self.kept[::2], 2 * self.step
+        self.seen += 1
+
+    def chosen(self) -> list[Any]:
+        """What is chosen of all that was seen."""
+        number = len(self.kept)
+        return self.kept if number <= self.most else [self.kept[place * number // self.most] for place in range(self.most)]
 
 
 @dataclass
 class _Watch:
-    """What of all records is needed later: keys in order, and what only shot records say."""
+    """What the one pass keeps for the page."""
 
-    stories: list[str] = field(default_factory=list)
-    clips: list[str] = field(default_factory=list)
-    silent: set[str] = field(default_factory=set)
-    sounding: set[str] = field(default_factory=set)
-    lacking: dict[str, list[str]] = field(default_factory=dict)
+    rules: Mapping[str, Rule]
+    stories: Evenly = field(default_factory=lambda: Evenly(STORIES_SHOWN))
+    clips: Evenly = field(default_factory=lambda: Evenly(CLIPS_SHOWN))
+    worst: list[Suspect] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    suspicious: int = 0
 
-    def see(self, record: Record) -> None:
-        if isinstance(record, StoryRecord):
-            self.stories.append(record.key)
-        elif isinstance(record, AudioRecord):
-            self.clips.append(record.key)
-        elif isinstance(record, ShotRecord):
-            if record.has_audio:
-                self.sounding.add(record.video)
-            else:
-                self.silent.add(record.key)
-            if record.characters_without_reference:
-                self.lacking[record.key] = record.characters_without_reference
+    def see(self, seen: Seen) -> None:
+        """Look at a story."""
+        self.stories.add((seen.tar, seen.story["key"], {row["key"]: row["rejected_by"] or [] for row in seen.rows}))
+        for suspect in _suspects(seen, self.rules):
+            self.counts.update({name for name, _ in suspect.reasons})
+            self.worst.append(suspect)
+            self.suspicious += 1
+        if len(self.worst) > 20 * WORST_SHOWN:
+            self.worst = _worst(self.worst)
 
 
 def write_report(directory: Path, out: Path | None = None, *, progress: Callable[[str], None] = lambda name: None) -> Path:
@@ -109,7 +130,7 @@ def write_report(directory: Path, out: Path | None = None, *, progress: Callable
     Args:
         directory: the dataset.
         out: the page; by default ``NAME-report.html`` beside the dataset, never in it.
-        progress: called with the name of each shard before its pictures are looked at.
+        progress: called with the name of each shard before it is read.
 
     Raises:
         DataError: it is no dataset directory, a part of it is damaged, or the page cannot be written there.
@@ -119,25 +140,32 @@ def write_report(directory: Path, out: Path | None = None, *, progress: Callable
     out = out or home.with_name(f"{home.name}-report.html")
     if out.resolve().is_relative_to(home):
         raise DataError(f"{out}: lies inside the dataset, which holds its own files only; name an --out outside {directory}")
-    watch = _Watch()
-    tallies = gather(directory, watch.see)
-    found, whole = summarise(directory, tallies), whole_of(tallies)
-    suspects, suspicious, counts = find_suspects(directory, watch, progress)
-    chosen = evenly(watch.stories, STORIES_SHOWN)
+    films, rules = Films.of(directory), rules_of(directory)
+    watch = _Watch({rule.name: rule for rule in rules})
+    tallies = gather(directory, watch.see, watch.clips.add, progress)
+    found, whole = summarise(directory, tallies, films), whole_of(tallies)
+    rejected = whole.rules.report(rules)
+    suspects = _worst(watch.worst)
+    _add_tiles(suspects)
     text = _render(
         found=found,
         numbers=_header(found),
-        funnel=_funnel(found),
+        funnel=_bars(funnel(found, rejected)),
+        rejected=rejected,
+        joint=[(names, number) for names, number in rejected.together if len(names) > 1][:JOINT_SHOWN],
+        films=films,
         facts=facts(found),
         histograms=_histograms(found, whole),
+        scores=_score_histograms(found, whole, rules),
         suspects=suspects,
-        suspicious=suspicious,
-        counts=counts,
-        stories=list(_stories(directory, chosen)),
-        stories_of=(len(chosen), len(watch.stories)),
-        clips=list(_clips(directory, evenly(watch.clips, CLIPS_SHOWN))),
-        clips_of=(min(CLIPS_SHOWN, len(watch.clips)), len(watch.clips)),
-        rights=read_rights(directory),
+        suspicious=watch.suspicious,
+        counts={name: watch.counts[name] for name in SUSPICIONS if watch.counts[name]},
+        stories=list(_stories(watch.stories.chosen())),
+        stories_of=(min(STORIES_SHOWN, watch.stories.seen), watch.stories.seen),
+        clips=list(_clips(directory, watch.clips.chosen())),
+        clips_of=(min(CLIPS_SHOWN, watch.clips.seen), watch.clips.seen),
+        rights=list(islice(read_lines(directory / "rights.jsonl", RightsRecord), LINES_SHOWN)),
+        rights_of=sum(found["rights"].values()),
     )
     try:
         draft = out.with_name(f".{out.name}.part")
@@ -156,42 +184,11 @@ def _render(**values: Any) -> str:
     )
 
 
-def evenly(keys: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of ``keys``, at even distances from the first on."""
-    return list(keys) if len(keys) <= most else [keys[number * len(keys) // most] for number in range(most)]
-
-
-def find_suspects(
-    directory: Path, watch: _Watch, progress: Callable[[str], None] = lambda name: None
-) -> tuple[list[Suspect], int, dict[str, int]]:
-    """Look at every shot of a dataset.
-
-    Returns:
-        The :data:`WORST_SHOWN` most suspicious shots, worst first, at most :data:`ALIKE_SHOWN` of them with the same reasons;
-        how many shots are suspicious; and to how many each of :data:`SUSPICIONS` applies.
-    """
-    worst: list[Suspect] = []
-    counts: Counter[str] = Counter()
-    number = 0
-    for tar in _shards(directory, "stories"):
-        progress(f"stories/{tar.name}")
-        for key, members in read_samples(tar, ("json", "jpg")):
-            story = parse("stories", members["json"], f"stories/{tar.name}: {key}")
-            assert isinstance(story, StoryRecord)
-            pictures = tiles(_board(members["jpg"], story, f"{tar}: {key}"), story)
-            for suspect in _suspects(story, pictures, watch):
-                counts.update({name for name, _ in suspect.reasons})
-                worst.append(suspect)
-                number += 1
-            worst = _worst(worst)
-    return worst, number, {name: counts[name] for name in SUSPICIONS if counts[name]}
-
-
 def _worst(suspects: Sequence[Suspect]) -> list[Suspect]:
     """The most suspicious, varied: a hundred black shots must not hide a shot that is suspicious for another reason."""
     kinds: Counter[frozenset[str]] = Counter()
     kept = []
-    for suspect in sorted(suspects, key=lambda suspect: (-suspect.weight, suspect.shot.key)):
+    for suspect in sorted(suspects, key=lambda suspect: (-suspect.weight, suspect.shot["key"])):
         kind = frozenset(name for name, _ in suspect.reasons)
         kinds[kind] += 1
         if kinds[kind] <= ALIKE_SHOWN:
@@ -199,9 +196,22 @@ def _worst(suspects: Sequence[Suspect]) -> list[Suspect]:
     return kept[:WORST_SHOWN]
 
 
-def _shards(directory: Path, config: str) -> Iterator[Path]:
-    for split in splits(directory, config):
-        yield from shards(directory, config, split)
+def _add_tiles(suspects: Sequence[Suspect]) -> None:
+    """Cut the tiles of suspicious shots from their storyboards."""
+    for tar in sorted({suspect.tar for suspect in suspects}):
+        here = [suspect for suspect in suspects if suspect.tar == tar]
+        for key, members in read_samples(tar, ("json", "jpg"), {suspect.story for suspect in here}):
+            story = _story(members["json"], f"{tar}: {key}")
+            board = _board(members["jpg"], story, f"{tar}: {key}")
+            for suspect in here:
+                if suspect.story == key:
+                    suspect.tile = _encoded(tile(board, story, suspect.shot["position"]), "JPEG", quality=80)
+
+
+def _story(blob: bytes, where: str) -> StoryRecord:
+    record = parse("stories", blob, where)
+    assert isinstance(record, StoryRecord)
+    return record
 
 
 def _picture(blob: bytes, where: str) -> Image.Image:
@@ -225,69 +235,76 @@ def _rows(story: StoryRecord) -> int:
     return -(-len(story.shots) // story.storyboard.columns)
 
 
-def tiles(board: Image.Image, story: StoryRecord) -> list[Image.Image]:
-    """The pictures of a storyboard, one a shot."""
+def tile(board: Image.Image, story: StoryRecord, place: int) -> Image.Image:
+    """The picture of one shot on a storyboard."""
     layout: Storyboard = story.storyboard
-    places = [divmod(place, layout.columns) for place in range(len(story.shots))]
-    corners = [(column * layout.tile_width, row * layout.tile_height) for row, column in places]
-    return [board.crop((x, y, x + layout.tile_width, y + layout.tile_height)) for x, y in corners]
+    row, column = divmod(place, layout.columns)
+    x, y = column * layout.tile_width, row * layout.tile_height
+    return board.crop((x, y, x + layout.tile_width, y + layout.tile_height))
 
 
-def _suspects(story: StoryRecord, tiles: Sequence[Image.Image], watch: _Watch) -> Iterator[Suspect]:
-    greys = [np.asarray(tile.convert("L"), dtype=np.float32) for tile in tiles]
+def _suspects(seen: Seen, rules: Mapping[str, Rule]) -> Iterator[Suspect]:
+    shown: dict[str, set[str]] = {}
+    for reference in seen.story["references"]:
+        shown.setdefault(reference["character"], set()).add(reference["shot"])
+    sounding = any(row["has_audio"] for row in seen.rows)
     said: dict[str, int] = {}
-    for place, shot in enumerate(story.shots):
-        reasons = [*_time_reasons(shot), *_caption_reasons(shot, said)]
-        reasons += _picture_reasons(greys[place], greys[place - 1] if place else None)
-        if shot.key in watch.silent and story.video in watch.sounding:
-            reasons.append(("no sound", "the film's other shots have sound"))
-        if shot.key in watch.lacking:
-            reasons.append(("no reference", ", ".join(watch.lacking[shot.key])))
+    for shot, row in zip(seen.story["shots"], seen.rows):
+        reasons = [*_time_reasons(shot), *_caption_reasons(shot, said), *_score_reasons(row, rules)]
+        if sounding and not row["has_audio"]:
+            reasons.append(("no sound", "the story's other shots have sound"))
+        lacking = [name for name in shot["characters"] if not shown.get(name, set()) - {shot["key"]}]
+        if lacking:
+            reasons.append(("no reference", ", ".join(lacking)))
         if reasons:
             weight = sum(SUSPICIONS[name][0] for name in dict(reasons))
-            yield Suspect(weight, shot, reasons, _encoded(tiles[place], "JPEG", quality=80))
+            yield Suspect(weight, shot, reasons, seen.tar, seen.story["key"])
 
 
-def _time_reasons(shot: ShotAnnotation) -> Iterator[tuple[str, str]]:
-    seconds = shot.end_time - shot.start_time
+def _time_reasons(shot: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    seconds = shot["end_time"] - shot["start_time"]
     if seconds < SHORT_SECONDS:
         yield "very short", f"{seconds:.2f} s"
     if seconds > LONG_SECONDS:
         yield "very long", f"{seconds:.1f} s"
-    edges = (
-        ("start", shot.annotated_start_time, shot.start_time),
-        ("end", shot.annotated_end_time, shot.end_time),
-    )
-    for edge, annotated, detected in edges:
+    for edge in ("start", "end"):
+        annotated, detected = shot[f"annotated_{edge}_time"], shot[f"{edge}_time"]
         if annotated is not None and abs(annotated - detected) > FAR_SECONDS:
             yield "far from annotation", f"{edge} annotated at {annotated:.1f} s, cut at {detected:.1f} s"
+    if shot["possible_cuts"]:
+        yield "possible cut", "at frame " + ", ".join(map(str, shot["possible_cuts"][:4]))
 
 
-def _caption_reasons(shot: ShotAnnotation, said: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _caption_reasons(shot: Mapping[str, Any], said: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Reasons in the captions; ``said`` holds the shot that said each caption of the story first."""
-    for kind, text in (("narrative", shot.narrative_caption), ("descriptive", shot.descriptive_caption)):
-        words = text.split()
+    for kind in ("narrative", "descriptive"):
+        words = shot[f"{kind}_caption"].split()
         if not words:
             yield "no caption", kind
             continue
         if len(words) < FEW_WORDS:
             yield "few words", f"{kind}: {len(words)}"
-        first = said.setdefault(f"{kind} {' '.join(words).lower()}", shot.position)
-        if first != shot.position:
+        first = said.setdefault(f"{kind} {' '.join(words).lower()}", shot["position"])
+        if first != shot["position"]:
             yield "repeated caption", f"{kind}, as shot {first + 1}"
 
 
-def _picture_reasons(tile: np.ndarray, before: np.ndarray | None) -> Iterator[tuple[str, str]]:
-    level, deviation = float(np.percentile(tile, 99)), float(tile.std())
-    if level < BLACK_LEVEL:
-        yield "black", f"level {level:.0f}"
-        return
-    if deviation < FLAT_DEVIATION:
-        yield "one colour", f"deviation {deviation:.1f}"
-    if before is not None:
-        difference = float(np.abs(tile - before).mean())
-        if difference < SAME_DIFFERENCE:
-            yield "same picture", f"difference {difference:.1f}"
+def _score_reasons(row: Mapping[str, Any], rules: Mapping[str, Rule]) -> Iterator[tuple[str, str]]:
+    """Reasons in the scores of a shot, which may be unknown."""
+    for name in row["rejected_by"] or ():
+        column = rules[name].column if name in rules else None
+        value = row.get(column) if column in SCORES else None
+        yield "rejected", name if value is None else f"{name} ({value:.3g})"
+    limits = (
+        ("black", "black_frames", BLACK_SHARE, 1),
+        ("one colour", "contrast", FLAT_CONTRAST, -1),
+        ("weak cut", "cut_confidence", WEAK_CUT, -1),
+        ("very fast", "motion", FAST_MOTION, 1),
+        ("clipped sound", "clipping", CLIPPED, 1),
+    )
+    for name, column, limit, sign in limits:
+        if row[column] is not None and sign * row[column] > sign * limit:
+            yield name, f"{row[column]:.3g}"
 
 
 def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:
@@ -296,20 +313,20 @@ def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:
     return target.getvalue()
 
 
-def _stories(directory: Path, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _stories(chosen: Sequence[tuple[Path, str, Mapping[str, Sequence[str]]]]) -> Iterator[dict[str, Any]]:
     """What the page shows of each chosen story."""
-    keys = frozenset(chosen)
-    for tar in _shards(directory, "stories"):
-        for key, members in read_samples(tar, ("json", "png", "jpg"), keys):
+    for tar in sorted({tar for tar, _, _ in chosen}, key=[tar for tar, _, _ in chosen].index):
+        rejected = {key: names for where, key, names in chosen if where == tar}
+        for key, members in read_samples(tar, ("json", "png", "jpg"), rejected):
             where = f"{tar}: {key}"
-            story = parse("stories", members["json"], where)
-            assert isinstance(story, StoryRecord)
+            story = _story(members["json"], where)
             yield {
                 "record": story,
                 "board": _fitted(members["jpg"], _board(members["jpg"], story, where)),
                 "rows": _rows(story),
                 "sheet": _sheet(_picture(members["png"], where)) if story.references else None,
                 "shown": {image.character for image in story.references},
+                "rejected": rejected[key],
             }
 
 
@@ -331,10 +348,11 @@ def _sheet(sheet: Image.Image) -> bytes:
 
 def _clips(directory: Path, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
     keys = frozenset(chosen)
-    for tar in _shards(directory, "audio"):
-        for key, members in read_samples(tar, ("flac", "json"), keys):
-            record = parse("audio", members["json"], f"{tar}: {key}")
-            yield {"record": record, "sound": small_sound(members["flac"], f"{tar}: {key}")}
+    for split in splits(directory, "audio") if keys else []:
+        for tar in shards(directory, "audio", split):
+            for key, members in read_samples(tar, ("flac", "json"), keys):
+                record = parse("audio", members["json"], f"{tar}: {key}")
+                yield {"record": record, "sound": small_sound(members["flac"], f"{tar}: {key}")}
 
 
 def small_sound(flac: bytes, where: str) -> bytes:
@@ -377,27 +395,17 @@ def _header(found: dict[str, Any]) -> list[tuple[str, str]]:
         (length, "hours" if whole["hours"] >= 2 else "minutes"),
         (whole["stories"], "stories"),
         (whole["shots"], "shots"),
+        (found["funnel"][-1]["number"], "shots for training"),
         (whole["references"]["shots_with_reference"], "shots with a reference from another shot"),
         (whole["audio_clips"], "audio clips"),
     ]
     return [(f"{value:,}" if isinstance(value, int) else value, label) for value, label in numbers if value]
 
 
-def _funnel(found: dict[str, Any]) -> list[tuple[str, int, str]]:
-    """Steps from films to shots one can train on: label, number, and what was lost before it."""
-    whole, lost = found["whole"], found["dropped"]
-    references = whole["references"]
-    rest = len(lost["lines"]) - lost["films"]
-    without_character = whole["shots"] - references["shots_with_character"]
-    without_reference = references["shots_with_character"] - references["shots_with_reference"]
-    return [
-        ("films found", whole["videos"] + lost["films"], ""),
-        ("films kept", whole["videos"], f"{lost['films']} dropped" if lost["films"] else "none dropped"),
-        ("stories", whole["stories"], f"{rest} stories, clips or scripts dropped" if rest else "none dropped"),
-        ("shots", whole["shots"], "each story is covered by its shots"),
-        ("shots with a character", references["shots_with_character"], f"{without_character} show none"),
-        ("shots with a reference", references["shots_with_reference"], f"{without_reference} have none in another shot"),
-    ]
+def _bars(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The funnel with the length of each bar, as a share of the longest of its unit."""
+    longest = {unit: max(step.number for step in steps if step.unit == unit) for unit in {step.unit for step in steps}}
+    return [{"step": step, "share": 100 * step.number / max(1, longest[step.unit])} for step in steps]
 
 
 def _histograms(found: dict[str, Any], whole: Tally) -> list[dict[str, Any]]:
@@ -406,44 +414,27 @@ def _histograms(found: dict[str, Any], whole: Tally) -> list[dict[str, Any]]:
             "label": label,
             "paper": paper,
             "numbers": found["whole"]["distributions"][name],
-            "svg": histogram(whole.values[name], paper, label),
+            "svg": histogram(whole.values[name], label, paper=paper),
         }
-        for name, (label, paper) in MEASURES.items()
+        for name, (label, paper, _) in MEASURES.items()
         if name in found["whole"]["distributions"]
     ]
 
 
-def histogram(values: Sequence[float], paper: float | None, label: str, width: int = 320, height: int = 110) -> Markup:
-    """A histogram as SVG, with a line at the values' mean and a dashed one at the paper's.
-
-    The last bin also holds what lies above it, so that one outlier does not flatten all others.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    whole = bool((numbers == numbers.round()).all()) and float(np.quantile(numbers, 0.99)) - float(numbers.min()) <= 24
-    low = min(float(numbers.min()), paper or np.inf) if whole else 0.0
-    high = max(float(np.quantile(numbers, 0.99)), 1.15 * (paper or 0.0), low + 1)
-    edges = (
-        np.arange(np.floor(low) - 0.5, np.ceil(high) + 1)
-        if whole
-        else np.linspace(low, high, int(np.clip(2 * len(numbers) ** 0.5, 8, 24)) + 1)
-    )
-    counts, _ = np.histogram(np.minimum(numbers, edges[-1]), edges)
-    bottom, scale = height - 18, width / (edges[-1] - edges[0])
-    bars = "".join(
-        f'<rect x="{(left - edges[0]) * scale + 0.5:.1f}" y="{bottom - size:.1f}" '
-        f'width="{max(1.0, (right - left) * scale - 1):.1f}" height="{size:.1f}" fill="#b9c6f4"><title>{count}</title></rect>'
-        for left, right, count in zip(edges, edges[1:], counts)
-        if (size := (bottom - 6) * count / counts.max())
-    )
-    lines = f'<line x1="0" x2="{width}" y1="{bottom}" y2="{bottom}" stroke="#cfcad8"/>'
-    for mean, style in ((float(numbers.mean()), 'stroke="#3b5bdb"'), (paper, 'stroke="#d6452b" stroke-dasharray="4 3"')):
-        if mean is not None:
-            x = min(max((mean - edges[0]) * scale, 1), width - 1)
-            lines += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}" stroke-width="2" {style}/>'
-    over = numbers.max() > edges[-1]
-    shift = 0.5 if whole else 0.0
-    ends = ((0, "start", f"{edges[0] + shift:g}"), (width, "end", f"{edges[-1] - shift:.3g}{' and over' if over else ''}"))
-    marks = "".join(f'<text x="{x}" y="{height - 4}" text-anchor="{side}">{text}</text>' for x, side, text in ends)
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, f"histogram: {label}", Markup(bars + lines + marks)
-    )
+def _score_histograms(found: dict[str, Any], whole: Tally, rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    """A histogram of each score that is known of some shots, with the limits that rules set it."""
+    charts = []
+    for name, (label, _) in SCORES.items():
+        if name in found["whole"]["scores"]:
+            about = [rule for rule in rules if rule.column == name]
+            limits = [limit for rule in about for limit in (rule.least, rule.most) if limit is not None]
+            charts.append(
+                {
+                    "label": label,
+                    "numbers": found["whole"]["scores"][name],
+                    "unknown": found["whole"]["shots"] - whole.values[name].number,
+                    "rules": [f"{rule.name}: {rule.says().removeprefix(f'{name} ')}" for rule in about],
+                    "svg": histogram(whole.values[name], label, limits=limits),
+                }
+            )
+    return charts

@@ -1,7 +1,7 @@
 """Stage ``script``: what a story and its shots are about.
 
 One Protocol, :class:`Annotator`, and a module for each source of captions: ``curation.sidecar`` reads the script that a
-film's maker supplies, ``curation.measure`` needs no model and says only what was measured, ``curation.endpoint`` asks a model.
+film's maker supplies, ``curation.measure`` needs no model and says only what was measured, ``curation.screenwriter`` asks one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class StoryView:
 
 @dataclass(frozen=True)
 class ShotScript:
-    """What an annotator says of one shot; times are seconds from the film's first frame, None where it gave none."""
+    """What an annotator says of one shot; times are seconds from the film's first frame, None where it gave none.
+
+    ``possible_cuts`` are times inside the shot at which the annotator has a boundary and no cut was detected.
+    """
 
     narrative_caption: str
     descriptive_caption: str
@@ -60,6 +63,7 @@ class ShotScript:
     prologue_or_epilogue: Literal["prologue", "epilogue"] | None = None
     annotated: tuple[float, float] | None = None
     representative: tuple[float, float] | None = None
+    possible_cuts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

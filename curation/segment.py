@@ -12,6 +12,7 @@ from animeshooter_dataset import Character
 from curation import colours
 from curation.foreground import Palette, Shot, Study, analyse, analyse_story, surroundings
 from curation.script import Sample, StoryScript, StoryView
+from curation.verify import outlined
 
 
 class Segmenter(Protocol):
@@ -48,11 +49,15 @@ class ClassicalSegmenter:
         apart: how much more of a figure's colours must stand in the foreground of its place than of the whole picture
             (mean over its pixels, -1..1 as in :func:`curation.foreground.surroundings`); else it is no figure but place.
         described: least mean fit (0..1) of a figure's pixels to the colours its description names, if it names any.
+        fits: a figure that is not so apart must fit them by so much more than the rest of the picture,
+        centred: and be foreground by so much more (both differences of means, 0..1).
     """
 
     least_share: float = 0.006
     apart: float = 0.28
     described: float = 0.08
+    fits: float = 0.45
+    centred: float = 0.25
     _palette: Palette | None = field(default=None, init=False, repr=False)
     _frames: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
     _shots: list[Shot] = field(default_factory=list, init=False, repr=False)
@@ -148,11 +153,24 @@ class ClassicalSegmenter:
         core, likely = _with_motion(core, evidence, shot.moving[i] > 0.5, score, taken, labels)
         mask = self._cut(shot.images[i], core, likely, taken) if cut else likely
         mask = None if mask is None else trim(mask, labels, general, shot.moving[i])
+        mask = None if mask is None else snap(_with_bays(mask, taken, shot.moving[i]), shot.images[i])
         if mask is None or mask.mean() < self.least_share or float(score[mask].mean()) < 0.05:
             return None
-        words = self._words[name]
-        described = words is None or float(words[labels][mask].mean()) > self.described
-        return mask if described and float(lively[labels][mask].mean()) >= self.apart else None
+        return mask if self._stands_out(mask, labels, front, lively, self._words[name]) else None
+
+    def _stands_out(
+        self, mask: np.ndarray, labels: np.ndarray, front: np.ndarray, lively: np.ndarray, words: np.ndarray | None
+    ) -> bool:
+        """Whether a mask shows a figure and not a piece of its place, and fits its description where that names colours."""
+        apart = float(lively[labels][mask].mean()) >= self.apart
+        if words is None or (not apart and mask.all()):
+            return apart
+        fit = words[labels]
+        inside, outside = float(fit[mask].mean()), float(fit[~mask].mean()) if not mask.all() else 1.0
+        if apart:
+            return inside > self.described
+        # one that stood still in its place wherever that was seen: the words are for it, and the picture around is not
+        return inside - outside > self.fits and float(front[mask].mean() - front[~mask].mean()) > self.centred
 
     def _cut(self, image: np.ndarray, core: np.ndarray, likely: np.ndarray, taken: np.ndarray) -> np.ndarray | None:
         """GrabCut in and around ``likely``, with ``core`` as certain; None where there is nothing to tell apart."""
@@ -264,6 +282,50 @@ def trim(mask: np.ndarray, labels: np.ndarray, own: np.ndarray, moving: np.ndarr
     return body
 
 
+def _with_bays(mask: np.ndarray, taken: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """A mask and its small bays in another character's colours that move as it does, such as eyes and teeth."""
+    import cv2
+
+    bays = _close(mask, 2 * _reach(mask) + 1) & ~mask & _grow(taken, 2)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(bays.astype(np.uint8))
+    filled = mask.copy()
+    for k in range(1, count):
+        x, y, w, h, area = stats[k]
+        window = np.s_[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
+        part = parts[window] == k
+        rim = _grow(part, 1.5) & ~part
+        moves = float(moving[window][part].mean()) > 0.5
+        if moves and 8 <= area < 0.12 * mask.sum() and float(mask[window][rim].mean()) > 0.55:
+            filled[window] |= part
+    return filled
+
+
+def snap(mask: np.ndarray, image: np.ndarray, better: float = 0.15) -> np.ndarray:
+    """Draw a mask in to the strongest edges around its middle (watershed), if its outline then lies on edges.
+
+    A glow or a shadow goes along with its figure and ends amid a smooth area; the figure ends at an edge.
+
+    Args:
+        mask: bool [h, w].
+        image: the picture, RGB uint8 [h, w, 3].
+        better: least gain in the share of the outline that lies on an edge, 0..1.
+    """
+    import cv2
+
+    before = outlined(image, mask)
+    if before > 1 - better or mask.all():
+        return mask
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    marks = np.zeros(mask.shape, np.int32)
+    marks[~mask], marks[depth > 0.5 * depth.max()] = 1, 2
+    cv2.watershed(np.ascontiguousarray(image), marks)
+    drawn = _main_group((marks == 2) & mask, np.ones(mask.shape))
+    if drawn is None or drawn.sum() < 0.2 * mask.sum():
+        return mask
+    drawn = _fill(_grow(drawn, 1) & mask)  # the watershed itself is a line of one pixel
+    return drawn if outlined(image, drawn) > before + better else mask
+
+
 def _unbounded(patches: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The connected patches of a mask that go on outside it: much of their rim is the mask's, and has their colours beyond."""
     import cv2
@@ -366,7 +428,7 @@ def _close(mask: np.ndarray, size: int) -> np.ndarray:
     return ~_grow(~np.pad(_grow(mask, by), by, mode="edge"), by)[by:-by, by:-by] if by else mask
 
 
-def _grow(mask: np.ndarray, by: int) -> np.ndarray:
+def _grow(mask: np.ndarray, by: float) -> np.ndarray:
     """All within ``by`` pixels of a mask."""
     import cv2
 

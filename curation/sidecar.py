@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from animeshooter_dataset import AnnotatedBy, Character, DataError, Record, Scene, first_problem
+from curation.captions import possible_cuts
 from curation.script import ShotScript, SoundScript, StoryScript, StoryView
 
 SCRIPT_SUFFIX = ".script.json"
@@ -134,9 +135,32 @@ class Sidecar:
             storyline=" ".join(story.storyline for story in _stories_of(self.script.stories, start, end)),
             characters=tuple(character for character in self.script.characters if character.id in people),
             scenes=tuple(scene for scene in self.script.scenes if scene.id in places),
-            shots=tuple(_shot(shot) for shot in noted),
+            shots=tuple(_shot(shot, inside) for shot, inside in zip(noted, possible_cuts(view, self._boundaries()))),
             sounds=tuple(SoundScript(**sound.model_dump()) for sound in sounds),
             annotator=AnnotatedBy(kind="sidecar"),
+        )
+
+    def _boundaries(self) -> list[float]:
+        """Times at which one noted shot gives way to the next."""
+        return sorted(shot.start for shot in self.script.shots)[1:]
+
+
+def check_length(script: SidecarScript, path: Path, seconds: float) -> None:
+    """Refuse a script that tells of more film than there is.
+
+    Args:
+        script: the script.
+        path: its file.
+        seconds: length of the film.
+
+    Raises:
+        DataError: its last shot or sound ends more than a second, and more than 2 %, after the film does.
+    """
+    end = max((part.end for part in (*script.shots, *script.audio)), default=0.0)
+    if end > seconds + max(1.0, 0.02 * seconds):
+        raise DataError(
+            f"{path}: tells of {end:.1f} s, the film beside it ends at {seconds:.1f} s; is it the script of this film? "
+            "Mend it or build with --annotator measure"
         )
 
 
@@ -155,8 +179,8 @@ def _stories_of(stories: Sequence[SidecarStory], start: float, end: float) -> li
     return inside or sorted(stories, key=lambda story: -_overlap(story, start, end))[:1]
 
 
-def _shot(noted: SidecarShot | None) -> ShotScript:
+def _shot(noted: SidecarShot | None, inside: tuple[float, ...]) -> ShotScript:
     if noted is None:
-        return ShotScript(narrative_caption="", descriptive_caption="")
+        return ShotScript(narrative_caption="", descriptive_caption="", possible_cuts=inside)
     words = noted.model_dump(exclude={"start", "end"})
-    return ShotScript(**words, annotated=(noted.start, noted.end))
+    return ShotScript(**words, annotated=(noted.start, noted.end), possible_cuts=inside)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,20 @@ def fingerprint(*parts: Any) -> str:
 
 
 def staged(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder of a stage's results, made by ``make`` in a folder beside it if it is not there yet."""
+    """The folder of a stage's results, made by ``make`` in a folder beside it if it is not there yet.
+
+    The folder beside it belongs to this process alone, so that a worker which outlives its build does not meddle with the next.
+    """
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.parent.glob(f"{folder.name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
         partial.mkdir(parents=True)
         make(partial)
-        os.replace(partial, folder)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(partial)  # somebody else was quicker, with the same results
     return folder

@@ -1,166 +1,108 @@
-"""``animeshooter stats DIR``: what a dataset directory holds, counted from its records, beside the paper's own numbers."""
+"""``animeshooter stats DIR``: what a dataset holds and what was dropped on the way to it, beside the paper's numbers."""
 
 from __future__ import annotations
 
 import re
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-
-from animeshooter_dataset import (
-    MEMBERS,
-    AudioRecord,
-    DataError,
-    Record,
-    ShotRecord,
-    StoryRecord,
-    parse,
-    read_index,
-    read_manifest,
-    read_rights,
-    read_samples,
-    shards,
-    splits,
-)
+from animeshooter_dataset import DroppedRecord, FilmRecord, RightsRecord, read_lines, read_manifest
+from curation.rules import Rule, RuleReport, rules_from
+from curation.tally import MEASURES, SCORES, Distribution, Tally, gather
 
 PAPER_SOURCE = "the AnimeShooter paper (arXiv 2506.03126), of its own dataset"
 PAPER_COUNTS = {"videos": 29_000, "stories": 148_000, "shots": 2_200_000}
 """The size of the paper's dataset, rounded there to thousands."""
-MEASURES: dict[str, tuple[str, float | None]] = {
-    "stories_per_video": ("stories a video", 5.07),
-    "story_seconds": ("story, seconds", 56.72),
-    "shots_per_story": ("shots a story", 14.82),
-    "characters_per_story": ("characters a story", 2.26),
-    "scenes_per_story": ("scenes a story", 2.20),
-    "shot_seconds": ("shot, seconds", 3.85),
-    "storyline_words": ("words of a storyline", 33.55),
-    "narrative_words": ("words of a narrative caption", 10.62),
-    "descriptive_words": ("words of a descriptive caption", 30.80),
-    "audio_seconds": ("audio clip, seconds", None),
-}
-"""What is measured: a label, and the mean that the paper gives (None where it gives none)."""
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
-FILM_STAGES = ("collect", "curate")
-"""Stages at which a drop loses a whole film; at others it loses a story, a clip, or a script."""
+LINES, KINDS = 200, 2000
+"""Dropped things and films that are listed one by one, and reasons that are told apart; all are counted."""
+TWIN = "the same bytes as"
+"""What the reason of a film says that is there twice."""
 
 
 @dataclass
-class Tally:
-    """What was counted in one split, or in several added up.
+class Films:
+    """What became of the films that were named, from ``films.jsonl``, and what else was dropped, from ``dropped.jsonl``.
 
     Attributes:
-        counts: plain numbers by name.
-        kinds: how often each value of a property occurs, by property.
-        values: every value of each of :data:`MEASURES`.
-        videos: licence of each video, None where it is not stated.
-        stories_of: number of stories of each video.
+        states: number of films by what became of them.
+        lost: number of dropped films by stage, and by the check they failed where it was the screen.
+        checks: of each check of films, how many passed, failed, or could not be told; and its values and limit.
+        listed: the first films that were not kept, then the first that were.
+        by_stage: things dropped, by stage; these may also be stories, clips or scripts.
+        by_reason: the same by reason, without numbers and file names.
+        lines: the first of them.
     """
 
-    counts: Counter[str] = field(default_factory=Counter)
-    kinds: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    values: dict[str, array] = field(default_factory=lambda: {name: array("d") for name in MEASURES})
-    videos: dict[str, str | None] = field(default_factory=dict)
-    stories_of: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    listed: list[FilmRecord] = field(default_factory=list)
+    by_stage: Counter[str] = field(default_factory=Counter)
+    by_reason: Counter[str] = field(default_factory=Counter)
+    lines: list[DroppedRecord] = field(default_factory=list)
 
-    def add_story(self, story: StoryRecord) -> None:
-        """Count a story."""
-        self.counts["stories"] += 1
-        self.videos[story.video] = story.licence
-        self.stories_of[story.video] += 1
-        seconds, words = story.end_time - story.start_time, len(story.storyline.split())
-        for name, value in (("story_seconds", seconds), ("shots_per_story", len(story.shots)), ("storyline_words", words)):
-            self.values[name].append(value)
-        self.values["characters_per_story"].append(len(story.characters))
-        self.values["scenes_per_story"].append(len(story.scenes))
-        model = f" ({story.annotator.model})" if story.annotator.model else ""
-        self.count("annotators", story.annotator.kind + model)
-        self.counts["characters"] += len(story.characters)
-        seen = {reference.character for reference in story.references}
-        self.counts["characters_never_referenced"] += len({character.id for character in story.characters} - seen)
+    @classmethod
+    def of(cls, directory: Path) -> Films:
+        """Read both files, a line at a time.
 
-    def add_shot(self, shot: ShotRecord) -> None:
-        """Count a shot; a reference leaks if it shows a frame of the very shot that it is a reference for."""
-        self.counts["shots"] += 1
-        self.values["shot_seconds"].append(shot.end_time - shot.start_time)
-        self.values["narrative_words"].append(len(shot.narrative_caption.split()))
-        self.values["descriptive_words"].append(len(shot.descriptive_caption.split()))
-        self.count("transitions", shot.transition_in)
-        self.count("sizes", f"{shot.width}x{shot.height}")
-        self.count("fps", f"{shot.fps:.2f}")
-        if shot.prologue_or_epilogue:
-            self.count("prologue_epilogue", shot.prologue_or_epilogue)
-        self.counts["shots_with_sound"] += shot.has_audio
-        self.counts["shots_with_character"] += bool(shot.characters)
-        self.counts["shots_with_reference"] += bool(shot.references)
-        self.counts["shots_missing_a_reference"] += bool(shot.characters_without_reference)
-        self.counts["references"] += len(shot.references)
-        own = sum(shot.start_frame <= reference.frame < shot.end_frame for reference in shot.references)
-        self.counts["references_from_own_shot"] += own
+        Raises:
+            DataError: one is missing or damaged.
+        """
+        found, kept = cls(), list[FilmRecord]()
+        for film in read_lines(directory / "films.jsonl", FilmRecord):
+            found._add_film(film)
+            listed = kept if film.state == "kept" else found.listed
+            if len(listed) < LINES:
+                listed.append(film)
+        found.listed = (found.listed + kept)[:LINES]
+        for loss in read_lines(directory / "dropped.jsonl", DroppedRecord):
+            found.by_stage[loss.stage] += 1
+            kind = _kind(loss)
+            found.by_reason[kind if kind in found.by_reason or len(found.by_reason) < KINDS else "other reasons"] += 1
+            if len(found.lines) < LINES:
+                found.lines.append(loss)
+        return found
 
-    def add_audio(self, clip: AudioRecord) -> None:
-        """Count a clip of the audio subset."""
-        self.counts["audio"] += 1
-        self.values["audio_seconds"].append(clip.end_time - clip.start_time)
-        self.count("sound_types", clip.type)
+    def _add_film(self, film: FilmRecord) -> None:
+        self.states[film.state] += 1
+        failed = [item.check for item in film.evidence if item.passed is False]
+        if film.state == "dropped":
+            stage = film.stage or "unknown stage"
+            what = failed[0] if stage == "screen" and failed else "twice" if TWIN in (film.reason or "") else "unreadable"
+            self.lost[f"{stage}: {what}" if stage in ("collect", "screen") else stage] += 1
+        for item in film.evidence:
+            check = self.checks.setdefault(
+                item.check, {"passed": 0, "failed": 0, "unknown": 0, "limit": None, "values": Distribution(0.0005)}
+            )
+            check[{True: "passed", False: "failed", None: "unknown"}[item.passed]] += 1
+            check["limit"] = item.limit if item.limit is not None else check["limit"]
+            if item.value is not None:
+                check["values"].add(item.value)
 
-    def add(self, other: Tally) -> None:
-        """Add what another split counted."""
-        self.counts.update(other.counts)
-        for name, kinds in other.kinds.items():
-            self.kinds[name].update(kinds)
-        for name, values in other.values.items():
-            self.values[name].extend(values)
-        self.videos |= other.videos
-        self.stories_of.update(other.stories_of)
-
-    def count(self, name: str, value: str) -> None:
-        """Count one occurrence of ``value`` of a property."""
-        self.kinds[name][value] += 1
-
-
-def gather(directory: Path, each: Callable[[Record], None] = lambda record: None) -> dict[str, Tally]:
-    """Read every record of a dataset directory once, no clip and no picture; returns a tally a split.
-
-    Args:
-        directory: the dataset.
-        each: called with every record, for what else one wants to know of it.
-
-    Raises:
-        DataError: it is no dataset directory, or a shard of it is damaged.
-    """
-    if not splits(directory):
-        read_manifest(directory)
-        raise DataError(f"{directory}: it has no shots; build the dataset again")
-    tallies: dict[str, Tally] = {}
-    for split in splits(directory):
-        tally = tallies[split] = Tally()
-        promised = read_index(directory, split).num_rows
-        for config in MEMBERS:
-            for tar in shards(directory, config, split):
-                for key, members in read_samples(tar, ("json",)):
-                    record = parse(config, members["json"], f"{config}/{tar.name}: {key}")
-                    _add(tally, record)
-                    each(record)
-        told = int(sum(tally.values["shots_per_story"]))
-        if not tally.counts["shots"] == told == promised:
-            found = f"{tally.counts['shots']} shots, the stories tell of {told}, the index of {promised}"
-            raise DataError(f"{directory}: the shards of '{split}' hold {found}; build or download it again")
-        tally.values["stories_per_video"].extend(tally.stories_of.values())
-    return tallies
-
-
-def _add(tally: Tally, record: Record) -> None:
-    if isinstance(record, ShotRecord):
-        tally.add_shot(record)
-    elif isinstance(record, StoryRecord):
-        tally.add_story(record)
-    else:
-        tally.add_audio(cast(AudioRecord, record))
+    def numbers(self) -> dict[str, Any]:
+        """The films in numbers, for JSON."""
+        checks = {
+            name: {**check, "values": distribution(check["values"]) if check["values"] else None}
+            for name, check in self.checks.items()
+        }
+        unread, screened = (
+            sum(number for name, number in self.lost.items() if name.startswith(f"{stage}: "))
+            for stage in ("collect", "screen")
+        )
+        return {
+            "named": self.states.total(),
+            "unavailable": self.states["unavailable"],
+            "unreadable_or_twice": unread,
+            "screened_out": screened,
+            "lost_later": self.states["dropped"] - unread - screened,
+            "kept": self.states["kept"],
+            "lost_by": _sorted(self.lost),
+            "checks": checks,
+        }
 
 
 def stats(directory: Path) -> dict[str, Any]:
@@ -169,45 +111,104 @@ def stats(directory: Path) -> dict[str, Any]:
     Raises:
         DataError: it is no dataset directory, or a part of it is damaged.
     """
-    return summarise(directory, gather(directory))
+    read_manifest(directory)
+    films = Films.of(directory)
+    return summarise(directory, gather(directory), films)
 
 
-def summarise(directory: Path, tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """Numbers of what was gathered from a directory, its manifest and its rights; see :func:`stats`."""
-    manifest = read_manifest(directory)
-    whole = whole_of(tallies)
-    means = {name: paper for name, (_, paper) in MEASURES.items() if paper is not None}
-    return {
+def rules_of(directory: Path) -> tuple[Rule, ...]:
+    """The rules a dataset is marked by, from its manifest; none where it does not say."""
+    return rules_from(read_manifest(directory).get("rules", []), str(directory / "manifest.json"))
+
+
+def summarise(directory: Path, tallies: Mapping[str, Tally], films: Films) -> dict[str, Any]:
+    """Numbers of what was gathered from a directory; see :func:`stats`."""
+    manifest, whole = read_manifest(directory), whole_of(tallies)
+    means = {name: paper for name, (_, paper, _) in MEASURES.items() if paper is not None}
+    rights = Counter(line.state for line in read_lines(directory / "rights.jsonl", RightsRecord))
+    rules = whole.rules.report(rules_of(directory))
+    found = {
         "dataset": directory.resolve().name,
         "schema_version": manifest["schema_version"],
         "whole": _numbers(whole),
         "splits": {split: _numbers(tally) for split, tally in tallies.items()},
         "paper": {"source": PAPER_SOURCE, "counts": PAPER_COUNTS, "means": means},
-        "rights": dict(sorted(Counter(line.state for line in read_rights(directory)).items())),
-        "dropped": _dropped(directory, manifest),
+        "rights": dict(sorted(rights.items())),
+        "films": films.numbers(),
+        "rules": rules.as_dict(),
+        "dropped": {
+            "number": films.by_stage.total(),
+            "by_stage": _sorted(films.by_stage),
+            "by_reason": _sorted(films.by_reason),
+            "lines": [line.model_dump() for line in films.lines],
+        },
     }
+    return found | {"funnel": [{"step": step.label, "number": step.number, "lost": step.lost} for step in funnel(found, rules)]}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the funnel: what is left, what was lost on the way to it by reason, and a remark."""
+
+    label: str
+    number: int
+    lost: Mapping[str, int]
+    unit: str
+
+
+def funnel(found: Mapping[str, Any], rules: RuleReport) -> list[Step]:
+    """From the films that were named to the shots that training takes."""
+    films, whole = found["films"], found["whole"]
+    by = films["lost_by"]
+    groups = ("collect: ", "screen: ")
+    unread, screened = ({name.removeprefix(group): n for name, n in by.items() if name.startswith(group)} for group in groups)
+    later = {name: number for name, number in by.items() if not name.startswith(groups)}
+    available = films["named"] - films["unavailable"]
+    readable = available - films["unreadable_or_twice"]
+    stories = found["dropped"]["by_stage"].get("script", 0) - by.get("script", 0)
+    failing = {f"{one.name} (alone {one.alone})": one.shots for one in rules.rules if one.shots}
+    left, cards = rules.shots - rules.rejected, whole["cards_not_rejected"]
+    return [
+        Step("films named", films["named"], {}, "films"),
+        Step("available", available, _some({"unavailable": films["unavailable"]}), "films"),
+        Step("readable, each once", readable, unread, "films"),
+        Step("passed the screen", readable - films["screened_out"], screened, "films"),
+        Step("curated", films["kept"], later, "films"),
+        Step("stories", whole["stories"], _some({"stories or scripts": stories}), "stories"),
+        Step("shots", whole["shots"], {}, "shots"),
+        Step("pass every rule", left, failing, "shots"),
+        Step("for training", left - cards, _some({"title or credits": cards}), "shots"),
+    ]
+
+
+def _some(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: number for name, number in counts.items() if number}
 
 
 def whole_of(tallies: Mapping[str, Tally]) -> Tally:
     """All splits added up."""
     whole = Tally()
     for tally in tallies.values():
-        whole.add(tally)
+        whole.merge(tally)
     return whole
 
 
 def _numbers(tally: Tally) -> dict[str, Any]:
-    counts = tally.counts
+    counts, kinds = tally.counts, tally.kinds
     return {
         "videos": len(tally.videos),
         "stories": counts["stories"],
         "shots": counts["shots"],
         "audio_clips": counts["audio"],
-        "hours": round(sum(tally.values["story_seconds"]) / 3600, 4),
-        "distributions": {name: distribution(values) for name, values in tally.values.items() if values},
-        "transitions": _sorted(tally.kinds["transitions"]),
-        "prologue_epilogue": {name: tally.kinds["prologue_epilogue"][name] for name in ("prologue", "epilogue")},
-        "annotators": _sorted(tally.kinds["annotators"]),
+        "hours": round(tally.values["story_seconds"].total / 3600, 4),
+        "cards_not_rejected": counts["cards_not_rejected"],
+        "distributions": {name: distribution(tally.values[name]) for name in MEASURES if tally.values[name]},
+        "scores": {name: distribution(tally.values[name]) for name in SCORES if tally.values[name]},
+        "styles": _sorted(kinds["style"]),
+        "talking": {"yes": kinds["talking"]["True"], "no": kinds["talking"]["False"]},
+        "transitions": _sorted(kinds["transitions"]),
+        "prologue_epilogue": {name: kinds["prologue_or_epilogue"][name] for name in ("prologue", "epilogue")},
+        "annotators": _sorted(kinds["annotators"]),
         "licences": _sorted(Counter(licence or "not stated" for licence in tally.videos.values())),
         "references": {
             "shots_with_character": counts["shots_with_character"],
@@ -217,11 +218,15 @@ def _numbers(tally: Tally) -> dict[str, Any]:
             "characters": counts["characters"],
             "characters_never_referenced": counts["characters_never_referenced"],
         },
-        "leakage": {"references": counts["references"], "from_own_shot": counts["references_from_own_shot"]},
+        "leakage": {
+            "shots_looked_at": counts["shots_checked"],
+            "references": counts["references"],
+            "from_own_shot": counts["references_from_own_shot"],
+        },
         "shots_with_sound": counts["shots_with_sound"],
-        "sizes": _sorted(tally.kinds["sizes"]),
-        "fps": _sorted(tally.kinds["fps"]),
-        "sound_types": _sorted(tally.kinds["sound_types"]),
+        "sizes": _sorted(kinds["sizes"]),
+        "fps": _sorted(kinds["fps"]),
+        "sound_types": _sorted(kinds["sound_types"]),
     }
 
 
@@ -230,31 +235,17 @@ def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def distribution(values: Sequence[float]) -> dict[str, float]:
+def distribution(values: Distribution) -> dict[str, float]:
     """Mean, least, most and the quantiles of :data:`QUANTILES`, rounded to four places."""
-    numbers = np.asarray(values, dtype=np.float64)
-    found = {"mean": numbers.mean(), "least": numbers.min(), "most": numbers.max()}
-    found |= {name: np.quantile(numbers, share) for name, share in QUANTILES.items()}
+    found = {"mean": values.total / values.number, "least": values.least, "most": values.most}
+    found |= {name: values.quantile(share) for name, share in QUANTILES.items()}
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def _dropped(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest says was dropped: by stage, by reason without its numbers and file name, and line by line."""
-    try:
-        lines = [{name: str(loss[name]) for name in ("film", "stage", "reason")} for loss in manifest.get("dropped", [])]
-    except (TypeError, KeyError) as error:
-        raise DataError(f"{directory / 'manifest.json'}: 'dropped' is not as declared ({error}); build again") from None
-    return {
-        "films": sum(loss["stage"] in FILM_STAGES for loss in lines),
-        "by_stage": _sorted(Counter(loss["stage"] for loss in lines)),
-        "by_reason": _sorted(Counter(_kind(loss) for loss in lines)),
-        "lines": lines,
-    }
-
-
-def _kind(loss: Mapping[str, str]) -> str:
-    reason = loss["reason"].removeprefix(f"{loss['film']}: ")
-    return f"{loss['stage']}: {re.sub(r'[0-9]+([.][0-9]+)?', 'N', reason)}"
+def _kind(loss: DroppedRecord) -> str:
+    """Stage and reason without what differs from film to film: its name, keys of its stories and shots, numbers."""
+    reason = re.sub(r"\b[a-z0-9_-]+-[0-9a-f]{8}(-[0-9]+)*", "KEY", loss.reason.removeprefix(f"{loss.film}: "))
+    return f"{loss.stage}: {re.sub(r'(?<![A-Za-z0-9])[0-9]+([.][0-9]+)?', 'N', reason)}"
 
 
 def stats_text(found: Mapping[str, Any]) -> str:
@@ -265,20 +256,35 @@ def stats_text(found: Mapping[str, Any]) -> str:
     for split, numbers in [*found["splits"].items(), ("whole", whole)][: None if len(found["splits"]) > 1 else 1]:
         counts = [str(numbers[name]) for name in ("videos", "stories", "shots", "audio_clips")]
         rows.append([split, *counts, f"{numbers['hours']:.3f}"])
-    lines += [*_table(rows), ""]
+    lines += [*_table(rows), "", *_funnel_lines(found["funnel"]), ""]
     columns = ("mean", "least", *QUANTILES, "most")
     rows = [["", *columns, "paper's mean"]]
-    for name, (label, _) in MEASURES.items():
+    for name, (label, _, _) in MEASURES.items():
         if name in whole["distributions"]:
-            values = [f"{whole['distributions'][name][column]:.2f}" for column in columns]
-            rows.append([label, *values, f"{paper['means'][name]:.2f}" if name in paper["means"] else "-"])
+            shown = [f"{whole['distributions'][name][column]:.2f}" for column in columns]
+            rows.append([label, *shown, f"{paper['means'][name]:.2f}" if name in paper["means"] else "-"])
     lines += [*_table(rows), f"paper's mean: as reported by {paper['source']}", ""]
+    if whole["scores"]:
+        rows = [["scores of shots", *columns]]
+        rows += [
+            [SCORES[name][0], *(f"{values[column]:.3f}" for column in columns)] for name, values in whole["scores"].items()
+        ]
+        lines += [*_table(rows), ""]
     rows = [[label, text] for label, text in facts(found)]
     width = max(len(label) for label, _ in rows)
     lines += [f"{label:<{width}}  {text}" for label, text in rows]
-    for loss in found["dropped"]["lines"]:
-        lines.append(f"{'':<{width}}  {loss['stage']}: {loss['reason']}")
+    lines += [f"{'':<{width}}  {loss['stage']}: {loss['reason']}" for loss in found["dropped"]["lines"]]
+    if found["dropped"]["number"] > len(found["dropped"]["lines"]):
+        lines.append(f"{'':<{width}}  and {found['dropped']['number'] - len(found['dropped']['lines'])} more in dropped.jsonl")
     return "\n".join("".join(mark if mark.isprintable() else " " for mark in line) for line in lines)
+
+
+def _funnel_lines(steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    width = max(len(step["step"]) for step in steps)
+    return [
+        f"{step['step']:<{width}}  {step['number']:>9}" + (f"  lost: {_spelt(step['lost'])}" if step["lost"] else "")
+        for step in steps
+    ]
 
 
 def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -286,9 +292,11 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     whole, dropped = found["whole"], found["dropped"]
     references, leakage, shots = whole["references"], whole["leakage"], whole["shots"]
     never = f"{references['characters_never_referenced']} of {references['characters']}"
+    of = f"references, in {leakage['shots_looked_at']} shots looked at,"
     pairs = [
         ("transition into a shot", _spelt(whole["transitions"])),
         ("prologue, epilogue", _spelt(whole["prologue_epilogue"])),
+        ("style, by shot", _spelt(whole["styles"]) or "not judged"),
         ("annotators, by story", _spelt(whole["annotators"])),
         ("licences, by video", _spelt(whole["licences"])),
         ("shots with a character", f"{references['shots_with_character']} of {shots}"),
@@ -298,7 +306,7 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{references['shots_missing_a_reference']} of {references['shots_with_character']}",
         ),
         ("characters never referenced", never),
-        ("leakage", f"{leakage['from_own_shot']} of {leakage['references']} references come from the shot itself"),
+        ("leakage", f"{leakage['from_own_shot']} of {leakage['references']} {of} come from the shot itself"),
         ("shots with sound", f"{whole['shots_with_sound']} of {shots}"),
         ("clip sizes, by shot", _spelt(whole["sizes"])),
         ("frames a second, by shot", _spelt(whole["fps"])),

@@ -23,27 +23,34 @@ class StoriesConfig:
     target_seconds: float = 60.0
 
 
-def split_stories(spans: Sequence[Span], pts: np.ndarray, config: StoriesConfig | None = None) -> list[range]:
+def split_stories(
+    spans: Sequence[Span], pts: np.ndarray, config: StoriesConfig | None = None, *, flat: Sequence[bool] = ()
+) -> list[range]:
     """Groups shots into stories.
 
-    The division minimises the sum over stories of (length - target)^2 exactly, by dynamic programming over shot boundaries.
-    A film no longer than the target is one story, and so is a shot that nothing divides.
+    The division minimises the sum over stories of (length - target)^2 exactly, by dynamic programming over shot boundaries;
+    its time grows with the number of shots times the shots of two minutes. A film no longer than the target is one story,
+    and so is a shot that nothing divides.
 
     Args:
         spans: Consecutive shots.
         pts: Time of every frame in seconds, ascending.
         config: Settings.
+        flat: Whether each shot shows nothing but black or another single colour (:func:`curation.cuts.flat_shots`); no
+            story but the film's first starts with such a shot.
 
     Returns:
         Ranges of shot indices: consecutive, none empty, together all shots; of equally good divisions the one with fewest
         stories.
 
     Raises:
-        ValueError: The target is not positive.
+        ValueError: The target is not positive, or ``flat`` does not have one value a shot.
     """
     target = (config or StoriesConfig()).target_seconds
     if target <= 0:
         raise ValueError(f"stories need a positive target length, got {target}")
+    if flat and len(flat) != len(spans):
+        raise ValueError(f"flat needs one value a shot, got {len(flat)} for {len(spans)} shots")
     if not spans:
         return []
     times = boundary_seconds(spans, pts)
@@ -56,7 +63,7 @@ def split_stories(spans: Sequence[Span], pts: np.ndarray, config: StoriesConfig 
         for start in range(end - 1, -1, -1):
             length = times[end] - times[start]
             cost = (best[start][0] + (length - target) ** 2, best[start][1] + 1)
-            if cost < best[end]:
+            if cost < best[end] and not (start and flat and flat[start]):
                 best[end], previous[end] = cost, start
             if length > 2 * target and (length - target) ** 2 >= best[end][0]:
                 break  # longer stories only cost more

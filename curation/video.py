@@ -7,14 +7,18 @@ right.
 Damage: pictures that decode before it are delivered. When the film ends before 98 % of the length its container
 declares, or when more than 2 % of its packets cannot be decoded, reading ends with
 :class:`~animeshooter_dataset.DataError` instead of quietly delivering part of a film.
+
+Interlaced pictures, those whose decoder says so, are made whole by FFmpeg's bwdif filter, one picture for each: the number of
+frames and their times stay as they are. Combed pictures would be scaled, compared and learned from as if the combs were drawn.
 """
 
 from __future__ import annotations
 
 import itertools
 import platform
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,19 +31,44 @@ import av.logging
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from animeshooter_dataset import DataError
+from curation.container import (
+    CONTAINERS,
+    Damage,
+    declared_duration,
+    first_frame,
+    first_frames,
+    measured_duration,
+    open_film,
+    sound_stream,
+)
 
-MIN_DECODED = 0.98
-"""Share of the declared duration that must decode; less is a truncated film."""
-MAX_DAMAGED = 0.02
-"""Share of packets that may fail to decode; a decoder conceals a lost packet, as players do."""
+__all__ = [
+    "CONTAINERS",
+    "EXTENSIONS",
+    "X264_REPRODUCIBLE",
+    "Frame",
+    "RgbScaler",
+    "VideoInfo",
+    "decode",
+    "fit_short_side",
+    "probe",
+    "read_audio",
+    "read_frames",
+]
+
+STEADY_PACKETS = 240
+"""Packets whose time stamps are looked at to tell a variable frame rate."""
+UNSTEADY = 0.01
+"""Share of distances between pictures that differ from the usual one in a film of variable frame rate."""
 AUDIO_PREROLL = 0.5
 """Seconds of sound decoded before the wanted start: transform codecs need their predecessor to settle."""
 AUDIO_JITTER = 0.005
 """Seconds by which a sound frame's time stamp may differ from the end of the frame before and still count as joined to
 it (Matroska and FLV round time stamps to milliseconds)."""
-CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,mxf,nut,ivf,yuv4mpegpipe,h264,hevc"
-"""FFmpeg demuxers allowed. Playlists, concatenation scripts and picture lists are not: they may name other files."""
+EXTENSIONS = frozenset(
+    ".3gp .avi .flv .gif .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogv .ts .webm .wmv .y4m".split()
+)
+"""What counts as a film inside a folder; a file that is named itself is tried whatever its extension."""
 
 X264_REPRODUCIBLE = {"x264-params": "asm=SSE4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
 """Encoder options under which x264 gives the same bytes every time and on every x86-64 machine: its AVX-512 code for rate
@@ -63,6 +92,10 @@ class VideoInfo:
         rotation: Counter-clockwise rotation in degrees that display applies: 0, 90, 180 or 270.
         audio_rate: Sampling rate of the sound in Hz; None without sound.
         audio_channels: Number of sound channels; None without sound.
+        variable_frame_rate: Whether the distances of the pictures differ: measured on the time stamps of the first packets, and
+            by whether the container's average rate is another than theirs. Films drawn at 24 that repeat pictures to come at
+            30 a second are steady; those that leave repeated pictures out are not.
+        interlaced: Whether the stream or one of its first pictures is marked as two fields of different moments.
     """
 
     path: Path
@@ -77,6 +110,8 @@ class VideoInfo:
     rotation: int
     audio_rate: int | None
     audio_channels: int | None
+    variable_frame_rate: bool = False
+    interlaced: bool = False
 
 
 @dataclass
@@ -106,19 +141,22 @@ def probe(path: Path | str) -> VideoInfo:
     Raises:
         DataError: The file is missing, empty, no film, cut off before its index, or no picture decodes.
     """
-    with _open(path) as (container, stream):
-        first = _first_frame(container, stream, Path(path))
+    with open_film(path) as (container, stream):
+        pictures = first_frames(container, stream, Path(path))
+        first = pictures[0]
         rotation = round(first.rotation / 90) * 90 % 360
         aspect = stream.sample_aspect_ratio or Fraction(1)
         width, height = max(1, round(first.width * aspect)), first.height
         if rotation in (90, 270):
             width, height = height, width
         rate = stream.average_rate or stream.guessed_rate
-        duration = _declared_duration(container, stream, first.pts)
-        duration = duration or (container.duration or 0) / av.time_base or _measured_duration(path)
+        duration = declared_duration(container, stream, first.pts)
+        if not duration and container.format.name in ("mpegts", "mpeg") and stream.duration:
+            duration = float(stream.duration * stream.time_base)  # of its own: found from the last packets of each stream
+        duration = duration or (container.duration or 0) / av.time_base or measured_duration(path)
         if not rate:
             rate = Fraction(stream.frames or 1) / Fraction(duration or 1).limit_denominator(1000)
-        audio = _sound_stream(container)
+        audio = sound_stream(container)
         return VideoInfo(
             path=Path(path),
             width=width,
@@ -132,7 +170,31 @@ def probe(path: Path | str) -> VideoInfo:
             rotation=rotation,
             audio_rate=audio.codec_context.sample_rate if audio else None,
             audio_channels=audio.codec_context.layout.nb_channels if audio else None,
+            variable_frame_rate=_is_variable(path, stream.average_rate),
+            interlaced=any(picture.interlaced_frame for picture in pictures),
         )
+
+
+def _is_variable(path: Path | str, average: Fraction | None) -> bool:
+    """Whether a film's pictures come at differing distances, see :class:`VideoInfo`."""
+    with open_film(path) as (container, stream):
+        packets: list[Any] = []
+        with suppress(av.error.FFmpegError, OSError):
+            packets.extend(itertools.islice(container.demux(stream), STEADY_PACKETS))
+        shown = [packet.pts for packet in packets if packet.pts is not None]
+        coded = [packet.dts for packet in packets if packet.dts is not None]
+        stamps = shown if 2 * len(shown) > len(coded) else coded  # AVI notes only the order of decoding
+        tick = float(stream.time_base)
+    # Packets come in the order of decoding: behind the last ones lie pictures that are shown before them
+    ordered = sorted(set(stamps))[: -16 if len(stamps) == STEADY_PACKETS else None]
+    gaps = np.diff(ordered)
+    if len(gaps) < 2:
+        return False
+    usual = float(np.median(gaps))
+    if np.mean(np.abs(gaps - usual) > max(1.0, 0.02 * usual)) > UNSTEADY:
+        return True
+    rate = 1 / (float(gaps.mean()) * tick)
+    return bool(average) and abs(rate / float(average or 1) - 1) > max(0.02, 2 / len(gaps))
 
 
 def decode(path: Path | str, *, threads: int = 1) -> Iterator[tuple[int, float, av.VideoFrame]]:
@@ -149,16 +211,16 @@ def decode(path: Path | str, *, threads: int = 1) -> Iterator[tuple[int, float, 
     Raises:
         DataError: The film cannot be opened; or, after its last usable frame, it is damaged or truncated (see above).
     """
-    with _open(path) as (container, stream):
+    with open_film(path) as (container, stream):
         stream.codec_context.thread_count = threads
         stream.codec_context.thread_type = "FRAME" if threads > 1 else "SLICE"
         tick = float(stream.time_base)
         step = 1.0 / float(stream.average_rate or stream.guessed_rate or 25)
-        damage = _Damage(Path(path))
+        damage = Damage(Path(path))
         upright = _Upright()
         origin: int | None = None
         index, time, length = 0, -step, step
-        for frame in damage.frames(container, stream):
+        for frame in _whole_pictures(damage.frames(container, stream), stream):
             if frame.pts is None:
                 time += step
             else:
@@ -171,7 +233,7 @@ def decode(path: Path | str, *, threads: int = 1) -> Iterator[tuple[int, float, 
             yield index, time, upright(frame, stream)
             index += 1
         complete = bool(stream.frames) and index >= stream.frames
-        damage.judge(None if complete else _declared_duration(container, stream, origin))
+        damage.judge(None if complete else declared_duration(container, stream, origin))
 
 
 def read_frames(path: Path | str, *, size: tuple[int, int] | None = None, threads: int = 1) -> Iterator[Frame]:
@@ -244,11 +306,11 @@ def read_audio(path: Path | str, start: float, end: float, *, rate: int = 48000,
         raise ValueError(f"read_audio: need 0 <= start <= end and 1 or 2 channels, got {start}, {end}, {channels}")
     first, last = round(start * rate), round(end * rate)
     out = np.zeros((channels, last - first), np.float32)
-    with _open(path) as (container, stream):
-        audio = _sound_stream(container)
+    with open_film(path) as (container, stream):
+        audio = sound_stream(container)
         if audio is None or last == first:
             return out
-        origin = float((_first_frame(container, stream, Path(path)).pts or 0) * stream.time_base)
+        origin = float((first_frame(container, stream, Path(path)).pts or 0) * stream.time_base)
         pieces = _sound_pieces(container, audio, origin + start - AUDIO_PREROLL, origin + end + AUDIO_PREROLL)
         for native_rate, layout, time, samples in pieces:
             resampled = _resample(samples, native_rate, layout, rate, channels)
@@ -281,51 +343,51 @@ def fit_short_side(width: int, height: int, short_side: int) -> tuple[int, int]:
     return even(width), even(height)
 
 
-class _Damage:
-    """Decodes packet by packet, goes on past undecodable ones as players do, and judges the film at its end."""
+def _whole_pictures(frames: Iterator[av.VideoFrame], stream: Any) -> Iterator[av.VideoFrame]:
+    """Passes pictures on in their order and with their times; from the first interlaced one on, through bwdif."""
+    graph: Any = None
+    key: tuple[int, int, str] | None = None
+    times: deque[tuple[int | None, int | None]] = deque()
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.packets = self.failed = self.index = 0
-        self.time = self.longest = 0.0  # seconds: end of the last frame, longest wait for a frame
-        self.first: tuple[int, float] | None = None
-
-    def frames(self, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-        packets = container.demux(stream)
-        while True:
+    def pull() -> Iterator[av.VideoFrame]:
+        while times:
             try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError):
-                self._note()
-                packet = None
-            if packet is None:
+                frame = graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
                 return
-            self.packets += 1
-            try:
-                yield from packet.decode()
-            except av.error.EOFError:
-                return
-            except av.error.FFmpegError:
-                self._note()
+            frame.pts, frame.duration = times.popleft()
+            frame.time_base = stream.time_base
+            yield frame
 
-    def _note(self) -> None:
-        self.failed += 1
-        self.first = self.first or (self.index, self.time)
+    for frame in frames:
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
+        if key != (key := (frame.width, frame.height, frame.format.name)):
+            if graph is not None:
+                graph.push(None)
+                yield from pull()
+            graph = _graph(frame, stream, "bwdif=mode=send_frame:deint=interlaced")
+        times.append((frame.pts, frame.duration))
+        graph.push(frame)
+        yield from pull()
+    if graph is not None:
+        graph.push(None)
+        yield from pull()
 
-    def judge(self, declared: float | None) -> None:
-        if self.index == 0:
-            raise DataError(f"{self.path}: no picture decodes; the file is damaged: fetch it again")
-        # A last frame whose length nobody wrote down may stand as long as any before it
-        if declared and self.time + self.longest < MIN_DECODED * declared:
-            raise DataError(
-                f"{self.path}: truncated: the container declares {declared:.2f} s of film, the last of its "
-                f"{self.index} decodable frames ends at {self.time:.2f} s; fetch the file again"
-            )
-        if self.first and self.failed > MAX_DAMAGED * self.packets:
-            raise DataError(
-                f"{self.path}: damaged: {self.failed} of {self.packets} packets do not decode, the first at frame "
-                f"{self.first[0]} ({self.first[1]:.2f} s); fetch the file again"
-            )
+
+def _graph(frame: av.VideoFrame, stream: Any, *filters: str) -> Any:
+    """A chain of FFmpeg's filters for pictures like ``frame``."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base)]
+    for text in filters:
+        name, _, argument = text.partition("=")
+        nodes.append(graph.add(name, argument or None))
+    nodes.append(graph.add("buffersink"))
+    graph.link_nodes(*nodes)
+    graph.configure()
+    return graph
 
 
 class _Upright:
@@ -343,91 +405,9 @@ class _Upright:
             return frame
         key = (angle, frame.width, frame.height, frame.format.name)
         if key != self._key:
-            graph = av.filter.Graph()
-            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base)
-            nodes = [source]
-            for text in self._FILTERS[angle]:
-                name, _, argument = text.partition("=")
-                nodes.append(graph.add(name, argument or None))
-            nodes.append(graph.add("buffersink"))
-            graph.link_nodes(*nodes)
-            graph.configure()
-            self._graph, self._key = graph, key
+            self._graph, self._key = _graph(frame, stream, *self._FILTERS[angle]), key
         self._graph.push(frame)
         return self._graph.pull()
-
-
-@contextmanager
-def _open(path: Path | str) -> Iterator[tuple[Any, Any]]:
-    """Opens a film; yields its container and its main video stream."""
-    path = Path(path)
-    if not path.is_file():
-        reason = "is a directory, not a film" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {reason}; name a film file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; fetch it again")
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-    try:
-        container = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")
-    except PermissionError as error:
-        raise DataError(f"{path}: cannot be read (permission denied); change its permissions") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a film that can be read (unknown format, or a download cut off before its index); "
-            "fetch it again or convert it to mp4"
-        ) from error
-    with container:
-        yield container, _main_stream(container, path)
-
-
-def _main_stream(container: Any, path: Path) -> Any:
-    stream = container.streams.best("video")
-    if stream is None or "attached_pic" in str(stream.disposition).lower():
-        raise DataError(f"{path}: holds no video stream; name a film, not a sound file")
-    if stream.codec_context is None:
-        raise DataError(f"{path}: this build of FFmpeg has no decoder for its video; convert it to h264 in mp4")
-    return stream
-
-
-def _sound_stream(container: Any) -> Any:
-    stream = container.streams.best("audio")
-    return stream if stream is not None and stream.codec_context is not None else None
-
-
-def _first_frame(container: Any, stream: Any, path: Path) -> av.VideoFrame:
-    for frame in _Damage(path).frames(container, stream):
-        return frame
-    raise DataError(f"{path}: no picture decodes; the file is damaged or cut off: fetch it again")
-
-
-def _declared_duration(container: Any, stream: Any, origin: int | None) -> float | None:
-    """Length in seconds of a stream that starts at ``origin`` by its container's word, None where that says nothing."""
-    kind, start = container.format.name, float((origin or 0) * stream.time_base)
-    if "matroska" in kind:  # keeps each stream's end, not its length, in a tag: "00:01:02.345000000"
-        parts = stream.metadata.get("DURATION", "").split(":")
-        try:
-            hours, minutes, seconds = parts
-            return max(0.0, int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start) or None
-        except ValueError:
-            return None
-    # Others have one length for all streams, which FFmpeg copies to each: sound may well outlast the pictures
-    if stream.duration and ("mov" in kind or kind == "avi" or len(container.streams) == 1):
-        return float(stream.duration * stream.time_base)
-    return None
-
-
-def _measured_duration(path: Path | str) -> float | None:
-    """Length in seconds from the last packet's time stamp, for containers that declare none."""
-    last = 0.0
-    with _open(path) as (container, stream):
-        origin = stream.start_time or 0
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is not None:
-                    last = max(last, float((packet.pts - origin + (packet.duration or 0)) * stream.time_base))
-        except (av.error.FFmpegError, OSError):
-            pass
-    return last or None
 
 
 def _display_size(path: Path | str) -> tuple[int, int]:

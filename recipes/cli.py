@@ -6,6 +6,7 @@ Errors a user can cause are one line on standard error and exit code 2; exit cod
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -48,20 +49,46 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(demo)
 
     build = _verb(verbs, "build", _build, "films to a dataset directory")
-    build.add_argument("films", nargs="+", type=Path, metavar="FILM", help="film files, or folders of films")
+    _add_sources(build)
     build.add_argument("--out", type=Path, default=Path("animeshooter"), help="the dataset directory (%(default)s)")
     build.add_argument(
         "--annotator",
         default="auto",
         help="captions: sidecar reads FILM.script.json, measure says only what was measured, auto takes the first that can, "
-        "openai:URL#MODEL asks an OpenAI-compatible endpoint (key in ANIMESHOOTER_API_KEY or OPENAI_API_KEY)",
+        "openai:URL#MODEL asks an OpenAI-compatible endpoint (key in ANIMESHOOTER_API_KEY or OPENAI_API_KEY), local:MODEL a "
+        "model of transformers",
     )
-    build.add_argument("--language", default="English", help="of the captions an endpoint writes (%(default)s)")
-    build.add_argument("--budget-tokens", type=int, metavar="N", help="ask an endpoint no more after N tokens in all")
+    build.add_argument(
+        "--judge", metavar="MODEL", help="openai:URL#MODEL or local:MODEL: is it animation, 2D or 3D, a good reference?"
+    )
+    build.add_argument("--language", default="English", help="of the captions a model writes (%(default)s)")
+    build.add_argument("--budget-tokens", type=int, metavar="N", help="ask a model no more after N tokens in all")
     build.add_argument("--short-side", type=int, default=480, help="pixels of a clip's shorter side (%(default)s)")
+    build.add_argument(
+        "--rules", type=Path, metavar="FILE", help="which shots training takes (the default: curation/rules.yaml)"
+    )
     build.add_argument("--splits", type=_shares, metavar="train=.9,test=.1", help="shares of the splits, by video")
+    build.add_argument("--settings", action="store_true", help="print every setting that --set takes, and end")
+    build.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster (RAY_ADDRESS)"
+    )
+    build.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep what is staged here, for later builds (else OUT.work, removed)"
+    )
     build.add_argument("--json", action="store_true", help="print the report as JSON")
     _add_workers(build)
+
+    collect = _verb(verbs, "collect", _collect, "fetch films from addresses, with rate limits; building is for another day")
+    _add_sources(collect)
+    collect.add_argument("--json", action="store_true", help="print files and failures as JSON")
+
+    mark = _verb(verbs, "filter", _filter, "what other rules would keep out of training, or a dataset marked by them")
+    mark.add_argument("directory", type=Path, metavar="DIR")
+    mark.add_argument("--rules", type=Path, metavar="FILE", help="a rule file (the default: curation/rules.yaml)")
+    mark.add_argument(
+        "--out", type=Path, metavar="NEW", help="write the dataset anew, marked by these rules; media pass as they are"
+    )
+    mark.add_argument("--json", action="store_true", help="print the report as JSON")
 
     cuts = _verb(verbs, "cuts", _cuts, "the shot boundaries of a film")
     cuts.add_argument("film", type=Path, metavar="FILM")
@@ -98,6 +125,26 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help_
     return parser
 
 
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "films",
+        nargs="*",
+        metavar="FILM",
+        help="films, folders, 'patterns*', lists (@FILE or FILE.txt, a line a film), https:// addresses, yt:VIDEOID",
+    )
+    parser.add_argument("--downloads", type=Path, metavar="DIR", help="where fetched films go, and stay (OUT.films)")
+    parser.add_argument("--retry-failed", action="store_true", help="try addresses again that failed for good")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings_changed",
+        help="change any setting",
+    )
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help="processes; changes nothing in the result (%(default)s)")
@@ -124,32 +171,81 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     from animeshooter_dataset import DataError
-    from curation.annotators import LOCAL, endpoint_of
     from curation.build import build
-    from curation.clips import ClipConfig
-    from curation.config import BuildConfig
+    from curation.rules import load_rules
+    from recipes.config import settings
 
     if options.workers < 1 or options.short_side < 2:
         raise DataError("--workers must be at least 1 and --short-side at least 2")
-    config = BuildConfig(
-        annotator=options.annotator,
-        language=options.language,
-        budget_tokens=options.budget_tokens,
-        clips=ClipConfig(short_side=options.short_side),
-        shares=options.splits,
-    )
-    if options.annotator not in LOCAL:
-        endpoint_of(config)  # a wrong address is said before anything is decoded
-    with _Bar("build") as bar:
-        report = build(options.films, options.out, config, workers=options.workers, progress=bar.to)
-    if options.json:
-        counts = {name: getattr(report, name) for name in ("films", "stories", "shots", "audio")}
-        dropped = [{"film": str(loss.path), "stage": loss.stage, "reason": loss.reason} for loss in report.dropped]
-        print(json.dumps({"out": str(report.out), **counts, "dropped": dropped}))
+    config = _build_config(options)
+    if options.settings:
+        for name, value in settings(config).items():
+            print(f"{name}={value}")
         return 0
-    for loss in report.dropped:
-        print(f"dropped at {loss.stage}: {loss.reason}")
-    print(f"{report.out}: {report.films} films, {report.stories} stories, {report.shots} shots, {report.audio} audio clips")
+    if not options.films:
+        raise DataError("no film is named")
+    run = {name: getattr(options, name) for name in ("workers", "engine", "work", "downloads", "retry_failed")}
+    with _Bar("build") as bar:
+        report = build(options.films, options.out, config, rules=load_rules(options.rules), **run, progress=bar.to)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report), default=str))
+        return 0
+    for line in report.first_dropped:
+        print(f"dropped at {line}")
+    more = sum(report.dropped.values()) - len(report.first_dropped)
+    if more > 0:
+        print(f"and {more} more, see {report.out / 'dropped.jsonl'}")
+    if report.unsettled:
+        print(f"{report.unsettled} films wait for an annotator; the same command goes on with them")
+    kept = f"{report.films} films, {report.stories} stories, {report.shots} shots, {report.audio} audio clips"
+    print(f"{report.out}: {kept}; {report.rejected} shots not for training")
+    return 0
+
+
+def _build_config(options: argparse.Namespace) -> Any:
+    """The settings of a build: those that have an option of their own, then what ``--set`` says."""
+    from curation.config import BuildConfig
+    from recipes.config import override
+
+    changes = list(options.settings_changed)
+    if "short_side" in options:
+        changes.insert(0, f"clips.short_side={options.short_side}")
+    if "budget_tokens" in options and options.budget_tokens is not None:
+        changes.insert(0, f"limits.budget_tokens={options.budget_tokens}")
+    asked = {name: getattr(options, name) for name in ("annotator", "judge", "language") if name in options}
+    return override(BuildConfig(**asked, shares=options.splits if "splits" in options else None), changes)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from animeshooter_dataset import DataError
+    from curation.collect import expand
+
+    if not options.films:
+        raise DataError("no film is named")
+    config = _build_config(options).download
+    downloads = options.downloads or Path("animeshooter.films")
+    with _Bar("collect") as bar:
+        paths, dropped = expand(options.films, downloads, config, retry_failed=options.retry_failed, progress=bar.to)
+    if options.json:
+        print(json.dumps({"films": [str(path) for path in paths], "failed": [loss.public() for loss in dropped]}))
+        return 0
+    for loss in dropped:
+        print(f"failed: {loss.reason}")
+    print(f"{len(paths)} films; {len(dropped)} not to be had")
+    return 0
+
+
+def _filter(options: argparse.Namespace) -> int:
+    from curation.filter import filter_dataset, preview
+    from curation.rules import load_rules
+
+    rules = load_rules(options.rules)
+    if options.out is None:
+        report = preview(options.directory, rules)
+    else:
+        with _Bar("filter") as bar:
+            report = filter_dataset(options.directory, rules, options.out, progress=bar.note)
+    print(json.dumps(report.as_dict()) if options.json else report.text())
     return 0
 
 

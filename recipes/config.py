@@ -39,6 +39,7 @@ class DataConfig:
         video: only this film.
         character: only shots that list this character.
         prologue_and_epilogue: also title cards and credits.
+        rejected: also shots that fail a rule of the dataset.
         workers: decoding processes on each rank; 0 decodes in the training process.
     """
 
@@ -50,6 +51,7 @@ class DataConfig:
     video: str | None = None
     character: str | None = None
     prologue_and_epilogue: bool = False
+    rejected: bool = False
     workers: int = 0
 
 

@@ -143,9 +143,9 @@ def _build(demo: DemoRun, films: Sequence[Path], workers: int) -> None:
     with bar:
         report = build(films, demo.data, workers=workers, progress=to)
     (demo.out / MARK).write_text(_digest(demo.data))
-    demo.dropped = [loss.reason for loss in report.dropped]
+    demo.dropped = list(report.first_dropped)
     for reason in demo.dropped:
-        print(f"      dropped: {reason}")
+        print(f"      dropped at {reason}")
     print(f"      {report.films} films, {report.stories} stories, {report.shots} shots, {report.audio} audio clips")
 
 

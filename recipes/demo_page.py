@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from animeshooter_dataset import StoryRecord, read_records
-from curation.report import tiles
+from curation.report import tile
 from recipes.demo import STAGES, DemoRun
 
 TEMPLATE = Path(__file__).with_name("demo_page.html")
@@ -62,7 +62,9 @@ def _films(data: Path, assets: Path) -> list[dict[str, Any]]:
 def _story(story: StoryRecord, pictures: dict[str, bytes], shots: dict, audio: dict, assets: Path) -> dict[str, Any]:
     for extension in ("jpg", "png"):
         (assets / f"{story.key}.{extension}").write_bytes(pictures[extension])
-    for shot, poster in zip(story.shots, tiles(Image.open(io.BytesIO(pictures["jpg"])), story)):
+    board = Image.open(io.BytesIO(pictures["jpg"]))
+    for place, shot in enumerate(story.shots):
+        poster = tile(board, story, place)
         poster.save(assets / f"{shot.key}.jpg", quality=85)
         shots[story.key][shot.position]["poster"] = f"assets/{shot.key}.jpg"
     for clip in audio.get(story.key, []):

@@ -207,6 +207,7 @@ def open_stream(stage: Stage, config: Config, directory: Path) -> Stream:
         video=data.video,
         character=data.character,
         prologue_and_epilogue=data.prologue_and_epilogue,
+        rejected=data.rejected,
     )
 
 

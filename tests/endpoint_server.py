@@ -9,6 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cartoons import two_friends
 
+from curation.asking import AskConfig, asker_of
+from curation.ledger import AskLimits
+
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200}
 
 
@@ -16,8 +19,8 @@ USAGE = {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200}
 class Reply:
     """What the server does with one request.
 
-    ``hang`` waits so many seconds first, ``drip`` between any two bytes, ``length`` is declared instead of the true length, and
-    ``chunked`` sends the body in chunks.
+    ``hang`` waits so many seconds first, ``drip`` between any two bytes, ``drip_head`` the same before the body, ``length`` is
+    declared instead of the true length, and ``chunked`` sends the body in chunks.
     """
 
     body: bytes = b""
@@ -25,6 +28,7 @@ class Reply:
     headers: dict = field(default_factory=dict)
     hang: float = 0.0
     drip: float = 0.0
+    drip_head: float = 0.0
     length: int | None = None
     chunked: bool = False
 
@@ -49,6 +53,7 @@ class ChatServer:
     def __init__(self, *replies):
         self.replies = list(replies)
         self.requests, self.headers, self.paths = [], [], []
+        self.at_once = self.most_at_once = 0
         self.closing = threading.Event()
         self.lock = threading.Lock()
         server = self
@@ -62,13 +67,21 @@ class ChatServer:
                     server.requests.append(body)
                     server.headers.append(dict(self.headers))
                     server.paths.append(self.path)
+                    server.at_once += 1
+                    server.most_at_once = max(server.most_at_once, server.at_once)
                     reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
                 server.closing.wait(reply.hang)
+                with server.lock:
+                    server.at_once -= 1
                 with suppress(OSError):  # the client has gone, as it should after its timeout
                     self.answer(reply)
                 self.close_connection = True
 
             def answer(self, reply):
+                for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: yes\r\n" * 100 if reply.drip_head else b"":
+                    self.wfile.write(bytes([byte]))
+                    if server.closing.wait(reply.drip_head):
+                        return
                 self.send_response(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
@@ -136,6 +149,7 @@ def script():
             "shot": place + 1,
             "start_time": round(VIEW.times[place]),
             "end_time": round(VIEW.times[place + 1]),
+            "cuts_inside": [],
             "scene": ["meadow", "dusk", "meadow", "dusk", None][place],
             "characters": CAST[place],
             "narrative_caption": f"The search takes step {place + 1}.",
@@ -158,3 +172,13 @@ def changed(**fields):
     answer = script()
     answer["shots"][2] |= fields
     return answer
+
+
+def asker_on(server, cache, sleep, model="tiny/model", **settings):
+    """Asks a server; settings may be of :class:`AskConfig` or of :class:`AskLimits`."""
+    settings = {"timeout": 5, "retries": 2} | settings
+    parts = [
+        {name: value for name, value in settings.items() if name in kind.__dataclass_fields__}
+        for kind in (AskConfig, AskLimits)
+    ]
+    return asker_of(f"openai:{server.url}#{model}", AskConfig(**parts[0]), AskLimits(**parts[1]), cache=cache, sleep=sleep)

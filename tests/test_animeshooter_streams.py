@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_dataset import CHARACTERS, encode, write_dataset
 
-from animeshooter_clips import ClipSpec, sample_times
+from animeshooter_clips import ClipSpec, decode_clip, sample_times
 from animeshooter_dataset import INDEX_SCHEMA, DataError
 from animeshooter_streams import DrawnStream, ShotStream, StoryStream, epoch_order
 
@@ -221,6 +221,33 @@ def test_title_cards_and_credits_are_left_out_counted_and_had_when_asked_for(tmp
     assert stream.batch_keys(0) == [("s0-1", "s0-2", "s0-3")]
     assert "2 of prologue or epilogue" in stream.describe()
     assert len(StoryStream(tmp_path, CLIP, global_batch=1, n=3, prologue_and_epilogue=True)) == 3
+
+
+def test_shots_that_fail_a_rule_break_the_sequence_are_counted_and_had_when_asked_for(tmp_path):
+    write_index(tmp_path, [5])
+    table = pq.read_table(tmp_path / "index" / "train.parquet")
+    failed = pa.array([None, [], ["still"], [], []], pa.list_(pa.string()))
+    table = table.set_column(table.schema.get_field_index("rejected_by"), "rejected_by", failed)
+    pq.write_table(table, tmp_path / "index" / "train.parquet")
+    stream = StoryStream(tmp_path, CLIP, global_batch=1, n=2)
+    found = {keys for step in range(stream.steps_per_epoch) for keys in stream.batch_keys(step)}
+    assert found == {("s0-0", "s0-1"), ("s0-3", "s0-4")}
+    assert "1 rejected by a rule" in stream.describe()
+    assert len(StoryStream(tmp_path, CLIP, global_batch=1, n=2, rejected=True)) == 4
+
+
+def test_black_bars_are_cut_off():
+    frames = np.zeros((5, 72, 128, 3), np.uint8)
+    frames[:, 12:60] = (200, 120, 40)
+    row = {"frames": 5, "clean_start": 0, "clean_end": 5}
+    spec = ClipSpec(frames=5, height=36, width=64, fps=12)
+    bars, _, _ = decode_clip(encode(frames), row, spec, 0.0, "here")
+    clean, first, last = decode_clip(encode(frames), row, spec, 0.0, "here", (0, 12, 128, 60))
+    assert bars[:, 0].mean() < 20
+    assert np.abs(clean.astype(int) - (200, 120, 40)).max() < 40
+    assert first.shape == last.shape == (36, 64, 3)
+    with pytest.raises(DataError, match=r"here: .*outside the frame"):
+        decode_clip(encode(frames), row, spec, 0.0, "here", (0, 12, 128, 73))
 
 
 @pytest.mark.parametrize(("name", "value"), [("video", "film9"), ("character", "Green")])

@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
-    "animeshooter_dataset": set(),
+    "animeshooter_records": set(),
+    "animeshooter_dataset": {"animeshooter_records"},
     "animeshooter_clips": {"animeshooter_dataset"},
     "animeshooter_streams": {"animeshooter_clips", "animeshooter_dataset"},
     "curation": {"animeshooter_dataset"},
     "model": set(),
-    "benchmarks": {"curation"},
+    "benchmarks": {"animeshooter_dataset", "curation"},
     "recipes": {"animeshooter_clips", "animeshooter_dataset", "animeshooter_streams", "curation", "model"},
 }
 

@@ -6,7 +6,7 @@ from endpoint_server import ChatServer, completion, refusal
 
 import animeshooter_dataset as dataset
 from animeshooter_dataset import DataError
-from curation.annotators import annotator_of, endpoint_of
+from curation.annotators import annotator_of, screenwriter_of
 from curation.build import build
 from curation.collect import read_film
 from curation.config import BuildConfig
@@ -15,6 +15,10 @@ from curation.measure import Measure
 from curation.sidecar import Sidecar, read_sidecar
 
 KEY = "sk-a-key-that-must-not-be-seen"
+
+
+KINDS = ("", "Green", "Brown", "Tall", "Steep", "Low", "Bare", "Grassy", "Golden")
+SKIES = ("", "blue", "grey", "cloudy", "pale", "dark", "clear", "wide", "stormy")
 
 
 def answer():
@@ -27,7 +31,7 @@ def answer():
             "scene": "field",
             "characters": list(who),
             "narrative_caption": f"Step {number} of the long walk is taken.",
-            "descriptive_caption": f"In a flat field somebody walks to the right for the {number}. time.",
+            "descriptive_caption": f"{KINDS[number]} hills lie under a {SKIES[number]} sky while an oval strolls along.",
             "prologue_or_epilogue": None,
             "representative_start_time": None,
         }
@@ -35,7 +39,12 @@ def answer():
     ]
     cast = [{"id": name, "appearance": f"a {name.lower()} oval"} for name in built.WHO]
     scenes = [{"id": "field", "environment": "a flat field"}]
-    return {"storyline": "Two ovals walk.", "characters": cast, "scenes": scenes, "shots": shots}
+    return {
+        "storyline": "Two ovals walk over a field until they meet.",
+        "characters": cast,
+        "scenes": scenes,
+        "shots": shots,
+    }
 
 
 @pytest.fixture
@@ -84,8 +93,10 @@ def test_auto_takes_the_script_where_there_is_one(film, tmp_path):
     assert isinstance(annotator_of(read, read_sidecar(rights_only), BuildConfig()), Measure)
 
 
-@pytest.mark.parametrize("spec", ["gemini", "openai:", "openai:http://127.0.0.1:1/v1", "openai:http://u:secret@127.0.0.1/v1#m"])
+@pytest.mark.parametrize(
+    "spec", ["gemini", "openai:", "openai:http://127.0.0.1:1/v1", "openai:http://u:secret@127.0.0.1/v1#m", "local:"]
+)
 def test_an_annotator_that_is_none_is_refused(spec):
     with pytest.raises(DataError) as refused:
-        endpoint_of(BuildConfig(annotator=spec))
+        screenwriter_of(BuildConfig(annotator=spec))
     assert "secret" not in str(refused.value)

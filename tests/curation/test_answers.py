@@ -5,14 +5,16 @@ from endpoint_server import VIEW, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.answers import Answer, AnswerError, answer_schema, read_answer
+from animeshooter_dataset import AnnotatedBy
+from curation.answers import ScriptForm, check, doubts, script_of
+from curation.asking import AnswerError, plain_schema, read_form
 
 
 def test_the_schema_is_plain_and_asks_for_every_field():
-    text = json.dumps(answer_schema())
+    text = json.dumps(plain_schema(ScriptForm))
     assert "$ref" not in text
     assert '"default"' not in text
-    shot = answer_schema()["properties"]["shots"]["items"]
+    shot = plain_schema(ScriptForm)["properties"]["shots"]["items"]
     assert set(shot["required"]) == set(shot["properties"]) == set(script()["shots"][0])
     assert shot["additionalProperties"] is False
 
@@ -29,10 +31,14 @@ def test_whatever_a_model_answers_is_a_script_or_a_clear_problem(data):
     part[name] = data.draw(values)
     text = json.dumps(answer)
     text = text[: data.draw(st.sampled_from([len(text), len(text) // 2]))]
-    problems = ()
     try:
-        found = read_answer(text, VIEW, "English")
+        found = read_form(text, ScriptForm)
+        problems = check(found, VIEW, "English")
     except AnswerError as error:
-        found, problems = None, error.problems
-    assert isinstance(found, Answer) != bool(problems)
+        problems = error.problems
+        assert problems
+    if not problems:
+        told = script_of(found, VIEW, AnnotatedBy(kind="openai", model="m"))
+        assert len(told.shots) == 5
+        problems = doubts(found, VIEW, "English")
     assert all(line.isprintable() for line in problems)

@@ -1,6 +1,8 @@
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 
 import animeshooter_dataset as dataset
 from animeshooter_dataset import AnimeShooter, DataError
-from curation.build import build
+from curation.build import build, public_settings
 from curation.clips import ClipConfig
 from curation.config import BuildConfig
 from curation.lint import lint
@@ -95,9 +97,11 @@ def test_short_audio_clips_are_dropped_with_a_reason_and_the_others_kept(directo
     assert clip.frames == 48
     assert clip.samples == 4 * 48000
     assert len(members["flac"]) > 1000
-    dropped = dataset.read_manifest(directory)["dropped"]
-    assert len(dropped) == 1
-    assert "under 3 s" in dropped[0]["reason"]
+    dropped, note = dataset.read_lines(directory / "dropped.jsonl", dataset.DroppedRecord)
+    assert (dropped.film, dropped.stage) == ("walkers.mp4", "audio")
+    assert "not over 3 s" in dropped.reason
+    assert "holds markup ('<b>') and 5 more (kept" in note.reason
+    assert dataset.read_manifest(directory)["dropped"] == {"audio": 1, "captions": 1}
 
 
 @pytest.mark.parametrize("config", ["shots", "stories", "audio"])
@@ -131,11 +135,40 @@ def test_the_builder_gives_the_same_rows(directory, config, tmp_path):
     assert len(builder.as_dataset("train")) == len(theirs)
 
 
-def test_workers_and_place_change_no_byte(directory, folder, tmp_path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_workers_engine_and_place_change_no_byte(directory, folder, tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
     for path in folder.glob("walkers.*"):
         shutil.copy(path, tmp_path)
-    build([tmp_path / "walkers.mp4"], tmp_path / "again", workers=2)
+    build([tmp_path / "walkers.mp4"], tmp_path / "again", workers=2, engine=engine)
     assert hashes(tmp_path / "again") == hashes(directory)
+
+
+def test_a_kept_work_folder_redoes_no_film_when_one_is_added(directory, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "films", ignore=shutil.ignore_patterns("animeshooter*"))
+    build([tmp_path / "films"], tmp_path / "first", work=tmp_path / "work")
+    assert hashes(tmp_path / "first") == hashes(directory)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("walkers-*/**/*")}
+    films.write_film(tmp_path / "films" / "second.mp4", frames=20)
+    report = build([tmp_path / "films"], tmp_path / "second", work=tmp_path / "work")
+    assert report.films == 2
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("walkers-*/**/*")}
+
+
+def test_other_rules_redo_no_film_and_mark_other_shots(folder, tmp_path):
+    from curation.rules import rules_from
+
+    film, work = folder / "walkers.mp4", tmp_path / "work"
+    build([film], tmp_path / "all", work=work, rules=())
+    stamps = {path: path.stat().st_mtime_ns for path in work.glob("walkers-*/**/*")}
+    rules = rules_from([{"name": "two", "column": "characters", "least": 2, "why": "a test"}], "here")
+    report = build([film], tmp_path / "two", work=work, rules=rules)
+    assert stamps == {path: path.stat().st_mtime_ns for path in work.glob("walkers-*/**/*")}
+    marked = [record.rejected_by for record, _ in records(tmp_path / "two", "shots")]
+    assert marked == [[] if len(names) == 2 else ["two"] for names in built.SHOTS]
+    assert report.rejected == 5
+    assert lint(tmp_path / "two").problems == []
 
 
 def test_bad_films_cost_only_themselves(tmp_path):
@@ -152,11 +185,68 @@ def test_bad_films_cost_only_themselves(tmp_path):
     (inside / "broken_script.script.json").write_text("{")
     report = build([inside], tmp_path / "out", workers=2)
     assert lint(tmp_path / "out").problems == []
-    assert {loss.path.name for loss in report.dropped} == {"text.mp4", "empty.mp4", "truncated.mp4", "broken_script.mp4"}
-    assert all(loss.path.stem in loss.reason and "\n" not in loss.reason for loss in report.dropped)
+    bad = {"text.mp4", "empty.mp4", "truncated.mp4", "broken_script.mp4"}
+    lines = list(dataset.read_lines(tmp_path / "out" / "films.jsonl", dataset.FilmRecord))
+    assert {line.film for line in lines if line.state == "dropped"} == bad
+    assert all(line.film.partition(".")[0] in line.reason and "\n" not in line.reason for line in lines if line.reason)
+    assert all(str(tmp_path) not in line.model_dump_json() for line in lines)
+    assert report.films == 4
     kept = {record.video.rpartition("-")[0] for record, _ in records(tmp_path / "out", "stories")}
     assert kept == {"good", "one_frame", "silent_odd", "variable"}
     assert good.exists()
+
+
+def test_names_that_are_no_keys_and_a_script_of_another_film(tmp_path):
+    names = ['it\'s a "film".mp4', "two\nlines.mp4", "--out..mp4", "Übung é.mp4", "a;rm -rf $HOME.mp4"]
+    for number, name in enumerate(names):
+        films.write_film(tmp_path / name, frames=12 + number)
+    films.write_film(tmp_path / "long_script.mp4", frames=20)
+    script = built.script()
+    (tmp_path / "long_script.script.json").write_text(json.dumps(script))
+    report = build([tmp_path], tmp_path / "out")
+    assert report.films == len(names)
+    assert lint(tmp_path / "out").problems == []
+    [lost] = dataset.read_lines(tmp_path / "out" / "dropped.jsonl", dataset.DroppedRecord)
+    assert lost.stage == "script"
+    assert "tells of 15.1 s, the film beside it ends at 0.8 s" in lost.reason
+    told = [line.film for line in dataset.read_lines(tmp_path / "out" / "films.jsonl", dataset.FilmRecord)]
+    assert "two\\nlines.mp4" in told
+
+
+def test_a_second_build_on_one_output_and_a_full_disk_are_one_line(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    film = films.write_film(tmp_path / "film.mp4", frames=10)
+    (tmp_path / "out.work").mkdir()
+    with FileLock(tmp_path / "out.work" / "lock"), pytest.raises(DataError, match="another build is writing this output"):
+        build([film], tmp_path / "out")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("curation.build._pack", full)
+    with pytest.raises(DataError, match=r"cannot write.*No space left.*run again to go on"):
+        build([film], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert build([film], tmp_path / "out").films == 1
+
+
+def test_what_is_published_of_settings_names_no_address_and_no_folder():
+    settings = {
+        "annotator": "openai:http://10.0.0.7:8000/v1#Qwen/Qwen3-VL-8B",
+        "judge": "local:/home/somebody/models/vlm",
+        "language": "English",
+        "references": {"segmenter": "gdino+sam2:/data/a/dino,/data/b/sam", "verifier": "classical"},
+        "scores": {"aesthetic_head": "/data/head.safetensors", "aesthetic_model": "openai/clip-vit-large-patch14"},
+    }
+    assert public_settings(settings) == {
+        "annotator": "openai:Qwen/Qwen3-VL-8B",
+        "judge": "local:vlm",
+        "language": "English",
+        "references": {"segmenter": "gdino+sam2:dino,sam", "verifier": "classical"},
+        "scores": {"aesthetic_head": "head.safetensors", "aesthetic_model": "openai/clip-vit-large-patch14"},
+    }
 
 
 def test_nothing_built_says_why_and_leaves_no_output(tmp_path):
@@ -187,18 +277,25 @@ def test_asked_for_splits_are_by_video_and_an_empty_one_is_left_out(tmp_path):
     assert ("test-*.tar" in card) == ("test" in present)
 
 
-def test_a_killed_build_leaves_nothing_visible_and_goes_on_to_the_same_bytes(directory, folder, tmp_path):
+def test_builds_killed_at_random_leave_nothing_visible_and_end_at_the_same_bytes(directory, folder, tmp_path):
     for path in folder.glob("walkers.*"):
         shutil.copy(path, tmp_path)
     command = [sys.executable, "-m", "recipes.cli", "build", str(tmp_path / "walkers.mp4"), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = tmp_path / "out.work"
-    deadline = time.monotonic() + 60
-    while not list(work.glob("*/clips-*")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out").exists()
+    began, moments = time.monotonic(), random.Random(8)
+    subprocess.run([*command[:-1], str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    whole = time.monotonic() - began
+    killed = 0
+    for _ in range(int(os.environ.get("ANIMESHOOTER_KILLS", "4"))):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.2, 1.0) * whole)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        assert not (tmp_path / "out").exists() or hashes(tmp_path / "out") == hashes(directory)
+    assert killed
     result = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["shots"] == len(built.SHOTS)
-    assert hashes(tmp_path / "out") == hashes(directory)
+    assert hashes(tmp_path / "out") == hashes(directory) == hashes(tmp_path / "undisturbed")
+    assert not (tmp_path / "out.work").exists()

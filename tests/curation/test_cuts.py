@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from animeshooter_dataset import DataError
 from curation import cuts as module
-from curation.cuts import CutsConfig, FilmCuts, Span, cuts_json, detect_cuts, held_share, shots
+from curation import network
+from curation.cuts import CutsConfig, FilmCuts, Span, cuts_json, detect_cuts, flat_shots, shots
 
 ALONE = CutsConfig(network=False)
 HEIGHT, WIDTH = 90, 160
@@ -65,10 +66,16 @@ def storyboard(tmp_path_factory):
     return path, len(pictures), cuts, [dissolve, [out[0], into[1]]], flash
 
 
+@pytest.fixture(scope="module")
+def detected(storyboard):
+    """What is found on the storyboard with the network (True) and without (False)."""
+    return {network: detect_cuts(storyboard[0], CutsConfig(network=network)) for network in (True, False)}
+
+
 @pytest.mark.parametrize("network", [True, False])
-def test_a_storyboard_is_read_back(storyboard, network):
-    path, count, cuts, gradual, flash = storyboard
-    found = detect_cuts(path, CutsConfig(network=network))
+def test_a_storyboard_is_read_back(storyboard, detected, network):
+    _, count, cuts, gradual, flash = storyboard
+    found = detected[network]
     assert found.n_frames == count
     assert found.cuts == cuts
     assert not any(first - 2 <= flash <= last for first, last in found.gradual)
@@ -81,8 +88,8 @@ def test_a_storyboard_is_read_back(storyboard, network):
     assert np.isnan(found.frames.network).all() != network
 
 
-@pytest.mark.parametrize("hold", [2, 3])
-def test_films_on_twos_and_threes_have_no_cuts_but_the_true_ones(tmp_path, hold):
+@pytest.mark.parametrize("hold", [2, 3, 4])
+def test_held_drawings_have_no_cuts_but_the_true_ones(tmp_path, hold):
     path = film(tmp_path, shot(1, 36, speed=5, hold=hold) + shot(2, 36, speed=5, hold=hold))
     found = detect_cuts(path, ALONE)
     assert found.cuts == [36]
@@ -112,6 +119,19 @@ def test_a_flash_is_no_cut_but_another_picture_after_it_is(tmp_path):
     assert changed == [20, 23]
 
 
+def test_a_pan_drawn_on_fours_is_one_shot(tmp_path):
+    wide = np.concatenate([scene(seed) for seed in range(1, 6)], axis=1)
+    wide = cv2.GaussianBlur(wide, (0, 0), 2)
+    pictures = [wide[:, 24 * (i // 4) : 24 * (i // 4) + WIDTH] for i in range(96)]
+    assert detect_cuts(film(tmp_path, pictures), ALONE).cuts == []
+
+
+def test_the_end_of_a_strobe_is_no_cut(tmp_path):
+    dark = [(picture * 0.3).astype(np.uint8) for picture in shot(1, 60)]
+    pictures = [dark[i] if 20 <= i < 32 and i // 2 % 2 == 0 else picture for i, picture in enumerate(shot(1, 60))]
+    assert detect_cuts(film(tmp_path, pictures), ALONE).cuts == []
+
+
 def test_cuts_to_and_from_black_are_cuts(tmp_path):
     assert detect_cuts(film(tmp_path, shot(1, 20) + [BLACK] * 9 + shot(2, 20)), ALONE).cuts == [20, 29]
 
@@ -127,6 +147,53 @@ def test_fades_at_the_start_and_end_of_a_film_leave_no_black_shot(tmp_path):
     assert (only.start_frame, only.end_frame) == (0, len(pictures))
     assert abs(only.clean_start - 15) <= 3
     assert abs(only.clean_end - 45) <= 3
+
+
+def test_a_moment_of_black_between_shots_is_no_shot(tmp_path):
+    found = detect_cuts(film(tmp_path, shot(1, 20) + [BLACK] * 9 + shot(2, 20)), ALONE)
+    assert shots(found) == [Span(0, 29, 0, 20, "start"), Span(29, 49, 29, 49, "cut")]
+    assert found.flat == [[20, 28]]
+
+
+def test_long_black_is_a_shot_of_its_own(tmp_path):
+    found = detect_cuts(film(tmp_path, shot(1, 20) + [BLACK] * 40 + shot(2, 20)), ALONE)
+    spans = shots(found)
+    assert [(span.start_frame, span.end_frame) for span in spans] == [(0, 20), (20, 60), (60, 80)]
+    assert flat_shots(found, spans) == [False, True, False]
+
+
+def test_black_between_two_fades_belongs_to_the_shot_before(tmp_path):
+    out, into = blend(scene(1, 38), BLACK, 10), blend(BLACK, scene(2), 10)
+    found = detect_cuts(film(tmp_path, shot(1, 20) + out + [BLACK] * 20 + into + shot(2, 20)), ALONE)
+    before, after = shots(found)
+    assert before.end_frame == after.start_frame
+    assert after.transition_in == "gradual"
+    assert abs(before.clean_end - 20) <= 3
+    assert abs(after.clean_start - 60) <= 3
+
+
+def test_black_before_a_film_belongs_to_its_first_shot(tmp_path):
+    found = detect_cuts(film(tmp_path, [BLACK] * 8 + shot(1, 20) + shot(2, 20)), ALONE)
+    assert shots(found) == [Span(0, 28, 8, 28, "start"), Span(28, 48, 28, 48, "cut")]
+
+
+def test_a_film_of_nothing_but_black_is_one_shot(tmp_path):
+    assert shots(detect_cuts(film(tmp_path, [BLACK] * 12), ALONE)) == [Span(0, 12, 0, 12, "start")]
+
+
+def test_a_picture_that_pops_in_is_a_possible_cut(tmp_path):
+    def with_inset(image):
+        image = image.copy()
+        image[5:75, 10:110] = 255 - image[5:75, 10:110]
+        return image
+
+    pictures = shot(1, 30) + [with_inset(picture) for picture in shot(1, 60)[30:]] + shot(2, 30)
+    found = detect_cuts(film(tmp_path, pictures), ALONE)
+    assert found.cuts == [60]
+    assert found.possible == [30]
+    assert {vote.frame: vote.believed for vote in found.votes} == {30: False, 60: True}
+    assert found.votes[0].held > ALONE.max_held
+    assert found.votes[0].network is None
 
 
 def test_a_cut_between_flat_cards(tmp_path):
@@ -180,45 +247,20 @@ def test_frames_in_hand_give_the_same_cuts_as_the_file(storyboard):
     assert found.fps == pytest.approx(24)
 
 
-def test_streamed_windows_equal_the_network_over_the_whole_film(storyboard):
-    torch = pytest.importorskip("torch")
-    from curation.video import read_frames
-
-    pictures = [frame.image for frame in itertools.islice(read_frames(storyboard[0]), 70)]
-    network = module._load_network(CutsConfig())
-    for picture in pictures:
-        network.push(picture)
-    ones, many = network.finish()
-    tiny = [cv2.resize(picture, (48, 27), interpolation=cv2.INTER_AREA) for picture in pictures]
-    with module._one_thread(), torch.inference_mode():
-        whole, whole_many = network._model.predict_frames(torch.from_numpy(np.stack(tiny)), quiet=True)
-    assert np.abs(ones - whole.numpy()).max() < 1e-4
-    assert np.abs(many - whole_many.numpy()).max() < 1e-4
-
-
-def test_loading_the_network_leaves_global_settings_alone(storyboard):
-    torch = pytest.importorskip("torch")
-    module._MODEL.clear()
-    np.random.seed(5)
-    before = np.random.get_state()[1].copy()
-    module._load_network(CutsConfig())
-    assert np.array_equal(before, np.random.get_state()[1])
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
 def test_without_weights_the_cuts_still_come(storyboard, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_MODEL", [])
-    monkeypatch.setattr(module, "_build_network", lambda: (_ for _ in ()).throw(OSError("no weights")))
+    monkeypatch.setattr(network, "_MODEL", [])
+    monkeypatch.setattr(network, "build_module", lambda: (_ for _ in ()).throw(OSError("no weights")))
     assert detect_cuts(storyboard[0]).cuts == storyboard[2]
     assert "TransNetV2 cannot be loaded" in caplog.text
 
 
-def test_held_share_knows_light_from_change():
-    grey = cv2.cvtColor(scene(1), cv2.COLOR_RGB2GRAY)
-    other = cv2.cvtColor(scene(2), cv2.COLOR_RGB2GRAY)
-    assert held_share(grey, (grey * 0.5).astype(np.uint8)) > 0.95
-    assert held_share(grey, other) < 0.3
-    assert held_share(grey, np.full_like(grey, 128)) == 0
+def test_a_long_film_decided_on_in_stretches_gives_the_same(storyboard, detected, monkeypatch):
+    whole = detected[True]
+    monkeypatch.setattr(module, "STRETCH", 80)
+    monkeypatch.setattr(module, "CONTEXT", 80)
+    parts = detect_cuts(storyboard[0])
+    assert cuts_json(parts) == cuts_json(whole)
+    assert parts.votes == whole.votes
 
 
 def test_saved_results_load_unchanged(storyboard, tmp_path):
@@ -227,6 +269,8 @@ def test_saved_results_load_unchanged(storyboard, tmp_path):
     again = FilmCuts.load(tmp_path / "cuts")
     assert cuts_json(again) == cuts_json(found)
     assert again.confidence == found.confidence
+    assert again.votes == found.votes
+    assert again.votes
     for name, value in vars(found.frames).items():
         assert np.array_equal(value, getattr(again.frames, name), equal_nan=value.dtype.kind == "f"), name
     assert sorted(path.name for path in (tmp_path / "cuts").iterdir()) == ["cuts.json", "frames.npz"]
@@ -237,7 +281,7 @@ def test_saved_results_load_unchanged(storyboard, tmp_path):
 
 def test_json_has_exactly_the_agreed_members(storyboard):
     record = json.loads(json.dumps(cuts_json(detect_cuts(storyboard[0], ALONE))))
-    assert list(record) == ["film", "fps", "n_frames", "cuts", "gradual"]
+    assert list(record) == ["film", "fps", "n_frames", "cuts", "gradual", "possible"]
     assert record["film"] == "board.mp4"
     assert record["fps"] == 24.0
 

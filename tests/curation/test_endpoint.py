@@ -3,16 +3,16 @@ import dataclasses
 import io
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from endpoint_server import CAST, VIEW, ChatServer, Reply, changed, completion, http_date, refusal, script
+from endpoint_server import CAST, VIEW, ChatServer, Reply, asker_on, changed, completion, http_date, refusal, script
 from PIL import Image
 
 from animeshooter_dataset import AnnotatedBy, DataError
-from curation.answers import answer_schema
-from curation.chat import EndpointConfig, Ledger, NoAnswer, Usage
-from curation.endpoint import Endpoint, choose_frames, default_cache
+from curation.answers import ScriptForm
+from curation.asking import AskConfig, plain_schema
+from curation.screenwriter import Screenwriter, choose_frames
+from curation.script import NoAnswer
 
 KEY = "sk-a/secret-that-nobody-may-see"
 
@@ -28,9 +28,8 @@ def ask(tmp_path):
     """Asks a server about the story; waits between retries are noted in ``ask.waits`` and not waited."""
 
     def asking(server, view=VIEW, **settings):
-        settings = {"timeout": 5, "retries": 2} | settings
-        endpoint = Endpoint.from_spec(f"openai:{server.url}#tiny/model", tmp_path / "answers", sleep=waits.append, **settings)
-        return endpoint.annotate(view)
+        asker = asker_on(server, tmp_path / "answers", waits.append, **settings)
+        return Screenwriter(asker, settings.get("language", "English")).annotate(view)
 
     waits = asking.waits = []
     asking.cache = tmp_path / "answers"
@@ -71,7 +70,7 @@ def test_the_question_holds_shots_frames_and_schema(ask):
         ask(server, language="English", frame_width=100)
     request = server.requests[0]
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("tiny/model", 0, 8192)
-    assert request["response_format"]["json_schema"]["schema"] == answer_schema()
+    assert request["response_format"]["json_schema"]["schema"] == plain_schema(ScriptForm)
     assert "Shot 3: 6.00 s to 9.00 s (3.00 s long)" in server.texts[0]
     assert "$" not in server.texts[0]
     parts = request["messages"][0]["content"]
@@ -89,7 +88,7 @@ def test_the_question_holds_shots_frames_and_schema(ask):
 
 def test_frames_go_to_the_longest_shots_first():
     view = dataclasses.replace(VIEW, times=[0, 1, 9, 10, 11, 12])
-    config = EndpointConfig("http://x", "m", frames_per_shot=3, max_frames=7)
+    config = AskConfig(frames_per_shot=3, max_frames=7)
     assert [len(frames) for frames in choose_frames(view, config)] == [1, 3, 1, 1, 1]
     with pytest.raises(DataError, match="5 shots are more than the 4 frames"):
         choose_frames(view, dataclasses.replace(config, max_frames=4))
@@ -208,8 +207,6 @@ def test_only_characters_that_come_back_are_kept_and_the_drop_is_told(ask, caplo
     assert [c.id for c in told.characters] == ["hen", "bird"]
     assert told.shots[2].characters == ("hen", "bird")
     assert "cartoon.mp4: in one shot only, so no main character: passer-by" in caplog.text
-    [path] = ask.cache.glob("*/*.json")
-    assert json.loads(path.read_text())["dropped_characters"] == ["passer-by"]
 
 
 def test_too_many_or_no_main_characters_go_back(ask):
@@ -314,8 +311,9 @@ def test_a_server_that_hangs_is_given_up(ask):
     assert "gave no whole reply within 0.2 s, after 3 attempts" in line
 
 
-def test_a_reply_in_drips_is_given_up(ask):
-    with ChatServer(completion(script(), drip=0.05)) as server:
+@pytest.mark.parametrize("how", [{"drip": 0.05}, {"drip_head": 0.05}])
+def test_a_reply_in_drips_is_given_up(ask, how):
+    with ChatServer(completion(script(), **how)) as server:
         line = fails(ask, server, timeout=0.3, retries=0)
     assert "gave no whole reply within 0.3 s" in line
 
@@ -350,7 +348,20 @@ def test_replies_that_are_no_completion_are_told_clearly(ask, body, problem):
 def test_a_server_without_schemas_is_asked_without(ask):
     with ChatServer(refusal(400, "Unknown field: response_format"), completion(script())) as server:
         assert len(ask(server).shots) == 5
-    assert ["response_format" in request for request in server.requests] == [True, False]
+        assert len(ask(server, frames_per_shot=1).shots) == 5
+    assert ["response_format" in request for request in server.requests] == [True, False, False]
+
+
+def test_a_server_with_other_ways_is_asked_in_those(ask):
+    length = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    heat = "Unsupported value: 'temperature' does not support 0 with this model."
+    with ChatServer(refusal(400, length), refusal(400, heat), completion(script())) as server:
+        assert len(ask(server).shots) == 5
+    last = server.requests[-1]
+    assert len(server.requests) == 3
+    assert last["max_completion_tokens"] == 8192
+    assert not {"max_tokens", "temperature"} & set(last)
+    assert "response_format" in last
 
 
 @pytest.mark.parametrize("echo", [KEY, KEY.replace("/", "\\/")])
@@ -423,58 +434,15 @@ def test_a_budget_cannot_be_kept_where_tokens_are_not_told(ask):
         assert len(server.requests) == 1
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with ChatServer(completion(script())) as server, pytest.raises(NoAnswer, match="let XDG_CACHE_HOME name another folder"):
+        Screenwriter(asker_on(server, tmp_path / "file" / "answers", print)).annotate(VIEW)
+
+
 def test_a_damaged_account_is_named(ask):
     ask.cache.mkdir()
     (ask.cache / "usage.json").write_text("{")
     with ChatServer(completion(script())) as server:
         assert "usage.json: damaged" in fails(ask, server)
         assert server.requests == []
-
-
-def test_many_at_once_keep_one_account(tmp_path):
-    ledger = Ledger(tmp_path / "usage.json", EndpointConfig("http://x", "m"))
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: ledger.add(Usage(prompt_tokens=3, completion_tokens=1)), range(40)))
-    assert (ledger.spent().requests, ledger.spent().prompt_tokens, ledger.spent().completion_tokens) == (40, 120, 40)
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with ChatServer(completion(script())) as server, pytest.raises(NoAnswer, match="let XDG_CACHE_HOME name another folder"):
-        Endpoint.from_spec(f"openai:{server.url}#m", tmp_path / "file" / "answers").annotate(VIEW)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "openai:",
-        "openai:http://127.0.0.1:8000/v1",
-        "openai:http://127.0.0.1:8000/v1#",
-        "openai:ftp://host/v1#m",
-        "openai:http://#m",
-        "openai:http://host:port/v1#m",
-        "openai:http://[host/v1#m",
-        "gemini:http://host/v1#m",
-    ],
-)
-def test_addresses_that_cannot_be_used(spec):
-    with pytest.raises(DataError, match="must look like openai:http://"):
-        Endpoint.from_spec(spec)
-
-
-@pytest.mark.parametrize("spec", ["openai:http://me:secret@host/v1#m", "openai:http://host/v1?key=secret#m"])
-def test_an_address_with_a_key_is_refused_without_showing_it(spec):
-    with pytest.raises(DataError, match="may hold no password and no key; put the key into ANIMESHOOTER_API_KEY") as caught:
-        Endpoint.from_spec(spec)
-    assert "secret" not in str(caught.value)
-
-
-def test_addresses_and_settings(monkeypatch, tmp_path):
-    endpoint = Endpoint.from_spec("openai:https://host/v1/chat/completions/#org/name:free", timeout=3)
-    assert endpoint.config == EndpointConfig("https://host/v1", "org/name:free", timeout=3)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "animeshooter" / "answers"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_cache().is_absolute()
-    with pytest.raises(DataError, match="needs the prices"):
-        Endpoint.from_spec("openai:https://host/v1#m", budget_cost=1.0)

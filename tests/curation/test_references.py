@@ -5,20 +5,14 @@ import pytest
 from cartoons import BLUE, RED, Cartoon, overlap, two_friends
 
 from animeshooter_dataset import AnnotatedBy
-from curation.references import (
-    ReferenceConfig,
-    ReferenceImage,
-    clean_mask,
-    find_references,
-    outlined,
-    sheet,
-    signature,
-    touching,
-)
+from curation.identity import signature
+from curation.references import ReferenceConfig, ReferenceImage, clean_mask, find_references, sheet
 from curation.segment import ClassicalSegmenter
+from curation.verify import Verdict, outlined, touching
 
 CONFIG = ReferenceConfig()
-PAPER = ReferenceConfig(min_share=0.05)
+EVERY = ReferenceConfig(rate=9, unlike=0, outline=0, asks=99)  # looks at every frame
+PAPER = ReferenceConfig.paper()
 
 
 class Drawn:
@@ -136,7 +130,7 @@ def test_small_specks_and_gaps_are_cleaned_away():
 def test_a_mask_of_other_colours_than_in_the_other_shots_is_rejected(cartoon):
     sky = np.zeros((180, 320), bool)
     sky[5:80, 20:140] = True
-    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(outline=0), Drawn(cartoon, {0: sky}))
+    found = find_references(cartoon.script, cartoon.view, EVERY, Drawn(cartoon, {0: sky}))
     assert [r.reason for r in found.rejected if r.frame == 0] == [r.reason for r in found.rejected]
     assert "unlike the character's other shots" in found.rejected[0].reason
 
@@ -147,7 +141,7 @@ def test_a_mask_that_shows_another_character_is_rejected(cartoon):
     drawn.segment = lambda shot, character, cast: [
         wrong[s.frame] if character.id == "red" and s.frame in wrong else cartoon.masks[character.id, s.frame] for s in shot
     ]
-    found = find_references(cartoon.script, cartoon.view, CONFIG, drawn)
+    found = find_references(cartoon.script, cartoon.view, EVERY, drawn)
     assert {r.frame for r in found.rejected} >= set(wrong)
     assert all(i.position != 2 for i in found.images if i.character == "red")
 
@@ -160,7 +154,7 @@ def test_a_thing_that_stays_in_one_place_is_no_character(cartoon):
     drawn.segment = lambda shot, character, cast: [
         meadow.get(s.frame, cartoon.masks["red", s.frame]) if character.id == "red" else None for s in shot
     ]
-    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(outline=0, relative=0, agreement=0.4), drawn)
+    found = find_references(cartoon.script, cartoon.view, replace(EVERY, relative=0, agreement=0.4, look=0.4), drawn)
     assert {image.position for image in found.images} <= {3}
     assert any("in other places" in each.reason for each in found.rejected)
 
@@ -183,7 +177,7 @@ def test_where_most_masks_of_a_shot_are_wrong_the_rest_is_not_trusted(cartoon):
     sky = np.zeros((180, 320), bool)
     sky[5:80, 20:140] = True
     found = find_references(
-        cartoon.script, cartoon.view, ReferenceConfig(outline=0), Drawn(cartoon, {s.frame: sky for s in shot[1:]})
+        cartoon.script, cartoon.view, replace(EVERY, look=0.1), Drawn(cartoon, {s.frame: sky for s in shot[1:]})
     )
     reasons = {each.frame: each.reason for each in found.rejected if each.position == 0}
     assert "most masks of the shot" in reasons[shot[0].frame]
@@ -199,7 +193,7 @@ def test_a_mask_that_ends_in_a_smooth_area_is_rejected(cartoon):
 
 
 def test_every_frame_gives_an_image_or_a_reason(cartoon):
-    config = ReferenceConfig(images=100, per_shot=100)
+    config = replace(EVERY, images=100, per_shot=100)
     found = find_references(cartoon.script, cartoon.view, config, ClassicalSegmenter())
     looked_at = sum(len(shot.characters) * len(cartoon.view.samples[p]) for p, shot in enumerate(cartoon.script.shots))
     assert len(found.images) + len(found.rejected) == looked_at
@@ -259,3 +253,72 @@ def test_large_cut_outs_are_scaled_down():
     cartoon = Cartoon([("meadow", {"blue": (BLUE, 150, 170, 110, 60)}, 0, 3)], {"blue": "blue"})
     found = find_references(cartoon.script, cartoon.view, ReferenceConfig(side=64), Drawn(cartoon))
     assert max(found.images[0].image.shape[:2]) == 64
+
+
+class Strict:
+    """A verifier that refuses some frames, and remembers which it was shown."""
+
+    name = "strict"
+
+    def __init__(self, refused=()):
+        self.refused, self.shown = set(refused), []
+
+    def verify(self, cutout, frame, character):
+        self.shown.append((character.id, cutout))
+        x0, y0, x1, y1 = cutout.box
+        assert cutout.mask[y0:y1, x0:x1].any()
+        return Verdict(len(self.shown) not in self.refused, "not neutral")
+
+
+def test_the_verifier_is_shown_the_best_first_and_no_more_than_needed(cartoon):
+    strict = Strict()
+    found = find_references(cartoon.script, cartoon.view, replace(EVERY, images=2), Drawn(cartoon), strict)
+    assert len(strict.shown) == len(found.images) == 4
+    strict = Strict(refused=[1])
+    again = find_references(cartoon.script, cartoon.view, replace(EVERY, images=2), Drawn(cartoon), strict)
+    assert len(strict.shown) == 5
+    assert [image.verifier for image in again.images] == ["strict"] * 4
+    (refusal,) = again.rejected
+    assert refusal.reason == "verifier: not neutral"
+    assert (refusal.character, refusal.frame) not in {(image.character, image.frame) for image in again.images}
+
+
+def test_a_verifier_that_refuses_everything_is_not_asked_for_ever(cartoon):
+    strict = Strict(refused=range(1000))
+    found = find_references(cartoon.script, cartoon.view, replace(EVERY, asks=3), Drawn(cartoon), strict)
+    assert found.images == []
+    assert [name for name, _ in strict.shown] == ["red"] * 3 + ["blue"] * 3
+
+
+def test_frames_are_looked_at_once_a_second(cartoon):
+    looked = []
+    drawn = Drawn(cartoon)
+    drawn.segment = lambda shot, character, cast: looked.append(len(shot)) or [None] * len(shot)
+    find_references(cartoon.script, cartoon.view, CONFIG, drawn)  # shots of 3 s, two samples a second
+    assert looked == [3] * 5
+    looked.clear()
+    find_references(cartoon.script, cartoon.view, replace(CONFIG, rate=0.1), drawn)
+    assert looked == [2] * 5
+
+
+def test_a_second_image_of_a_shot_must_be_unlike_the_first():
+    size = {"red": (RED, 100, 110, 110, 34)}, {"red": (RED, 100, 110, 110, 40)}
+    cartoon = Cartoon([("meadow", size[0], 0, 3), ("dusk", size[1], 0, 3)], {"red": "a red hen"})
+    found = find_references(cartoon.script, cartoon.view, ReferenceConfig(), Drawn(cartoon))
+    assert sorted(image.position for image in found.images) == [0, 1], "other shots count, however alike"
+    assert {r.reason for r in found.rejected} == {"much like a better one of its shot"}
+
+
+def test_agreement_is_the_likeness_to_the_other_images(cartoon, found):
+    for image in found.images:
+        assert image.agreement is None or 0.8 < image.agreement <= 1
+    alone = Cartoon([("meadow", {"red": (RED, 100, 110, 110, 34)}, 0, 1)], {"red": "a red hen"})
+    (image,) = find_references(alone.script, alone.view, CONFIG, Drawn(alone)).images
+    assert image.agreement is None
+
+
+def test_the_papers_rules_can_be_asked_for():
+    paper = ReferenceConfig.paper(images=9)
+    rules = (paper.kernel, paper.max_contours, paper.max_components, paper.min_share, paper.max_share, paper.rate)
+    assert rules == (5, 15, 5, 0.05, 0.90, 1.0)
+    assert (paper.images, paper.verifier) == (9, "judge")

@@ -6,7 +6,7 @@ from animeshooter_dataset import Character
 from curation.colours import affinity, colours_in, hex_of, name_of, to_lab
 from curation.foreground import Palette, align, analyse, analyse_story, look, shrink, surroundings
 from curation.script import Sample
-from curation.segment import ClassicalSegmenter, enlarge, trim
+from curation.segment import ClassicalSegmenter, enlarge, snap, trim
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +177,59 @@ def test_colour_words_are_read_with_the_body_first_and_small_parts_last():
     assert fit[1] > 0.5
     assert fit[2] < 0.05
     assert affinity("a covered wagon", np.zeros((1, 3), np.float32)) is None
+
+
+def glowing(radius):
+    """A star-like disc in a glow that fades into a dark sky."""
+    ys, xs = np.mgrid[0:135, 0:240]
+    away = np.hypot(xs - 120, ys - 60)
+    glow = np.clip(1 - away / (3 * radius), 0, 1)[..., None]
+    image = (np.array([20, 20, 60]) + glow * np.array([90, 80, 60])).astype(np.uint8)
+    image[away < radius] = (250, 210, 60)
+    return image, away < radius, away < 1.7 * radius
+
+
+def test_snap_leaves_the_glow_and_keeps_the_figure():
+    image, figure, marked = glowing(18)
+    assert overlap(marked, figure) < 0.4
+    assert overlap(snap(marked, image), figure) > 0.9
+
+
+def test_snap_keeps_what_ends_at_edges_already():
+    image, figure, _ = glowing(18)
+    np.testing.assert_array_equal(snap(figure, image), figure)
+    flat = np.full((135, 240, 3), 90, np.uint8)
+    np.testing.assert_array_equal(snap(figure, flat), figure)
+
+
+def test_a_figure_that_never_moves_is_found_by_a_description_that_its_surroundings_do_not_fit():
+    still = {"red": (RED, 160, 160, 115, 34)}
+    cartoon = Cartoon([("meadow", still, 0, 4)] * 3, {"red": "a red hen"})
+    for text, least in (("a red hen", 0.8), ("a hen", None)):
+        hen = Character(id="red", appearance=text)
+        # nothing stands apart by its motion
+        found = ClassicalSegmenter(apart=1.1).segment(cartoon.view.samples[0], hen, [hen])
+        if least is None:
+            assert found == [None] * 4
+        else:
+            assert min(overlap(m, cartoon.masks["red", s.frame]) for m, s in zip(found, cartoon.view.samples[0])) > least
+
+
+def test_eyes_in_the_colours_of_a_friend_stay_with_their_figure():
+    white = ((235, 235, 235), (200, 200, 210))
+    cartoon = Cartoon(
+        [("meadow", {"red": (RED, 80, 150, 115, 34), "snow": (white, 250, 215, 115, 32)}, 0, 6)],
+        {"red": "a red hen", "snow": "a white owl with light grey feathers"},
+    )
+    import cv2
+
+    cast = list(cartoon.script.characters)
+    samples = []
+    for sample in cartoon.view.samples[0]:
+        image, mask = sample.image.copy(), cartoon.masks["red", sample.frame]
+        xs = np.flatnonzero(mask.any(0))
+        y = int(np.flatnonzero(mask.any(1))[0]) + 14
+        cv2.circle(image, (int(xs.mean()) + 14, y), 7, (235, 235, 235), -1)  # an eye at the edge of the head
+        samples.append(Sample(sample.frame, image))
+    found = ClassicalSegmenter().segment(samples, cast[0], cast)
+    assert np.median([overlap(m, cartoon.masks["red", s.frame]) for m, s in zip(found, samples)]) > 0.88

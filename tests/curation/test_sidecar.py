@@ -1,11 +1,13 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from animeshooter_dataset import DataError
+from curation.cuts import Span
 from curation.script import StoryView
-from curation.sidecar import Sidecar, read_sidecar
+from curation.sidecar import Sidecar, check_length, read_sidecar
 
 SCRIPT = {
     "format": "animeshooter-script",
@@ -44,7 +46,8 @@ def write(tmp_path, change=None):
 def view(*times):
     shots = len(times) - 1
     nothing = [np.zeros((0, 3))] * shots
-    return StoryView(None, "Fox", [None] * shots, times, [[]] * shots, nothing, nothing)
+    spans = [Span(10 * start, 10 * end, 10 * start, 10 * end, "cut") for start, end in pairwise(times)]
+    return StoryView(None, "Fox", spans, times, [[]] * shots, nothing, nothing)
 
 
 def annotate(path, *times):
@@ -56,6 +59,18 @@ def test_each_detected_shot_takes_the_words_it_overlaps_most(tmp_path):
     assert [shot.narrative_caption for shot in told.shots] == ["a", "b", "b"]
     assert told.shots[0].annotated == (0, 4.2)
     assert told.annotator.kind == "sidecar"
+
+
+def test_a_noted_boundary_inside_a_shot_is_passed_on_as_a_doubt(tmp_path):
+    told = annotate(write(tmp_path), 0, 2, 10)
+    assert [shot.possible_cuts for shot in told.shots] == [(), (4.2,)]
+
+
+def test_a_script_of_a_longer_film_is_refused(tmp_path):
+    path = write(tmp_path)
+    check_length(read_sidecar(path), path, 19.5)
+    with pytest.raises(DataError, match=r"tells of 20\.0 s, the film beside it ends at 4\.0 s"):
+        check_length(read_sidecar(path), path, 4.0)
 
 
 def test_a_story_tells_only_of_who_and_what_is_in_it(tmp_path):

@@ -1,58 +1,37 @@
-import io
 import json
-import shutil
-import tarfile
 
 import pytest
+from packed import repack, write_packed
 
-from animeshooter_dataset import DataError, read_samples
-from curation.stats import stats, stats_text
+from animeshooter_dataset import DataError, FilmRecord, ShotRecord, dump, read_samples
+from curation.stats import Films, stats, stats_text
 
 
 def tar_of(directory, config):
     return directory / config / "train-00000.tar"
 
 
-def rewrite(tar, change):
-    """Pass every member of a tar through ``change(name, blob)``, which gives a blob or None to leave it out."""
-    with tarfile.open(tar) as archive:
-        entries = [(entry.name, archive.extractfile(entry).read()) for entry in archive]
-    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, old in entries:
-            blob = change(name, old)
-            if blob is not None:
-                entry = tarfile.TarInfo(name)
-                entry.size = len(blob)
-                archive.addfile(entry, io.BytesIO(blob))
-
-
-def change_json(tar, change):
-    """Change the records of a tar: ``change(record)`` works on the parsed JSON in place."""
-
-    def changed(name, blob):
-        if not name.endswith(".json"):
-            return blob
-        record = json.loads(blob)
-        change(record)
-        return json.dumps(record).encode()
-
-    rewrite(tar, changed)
-
-
 def records(directory, config):
-    return [json.loads(members["json"]) for _, members in read_samples(tar_of(directory, config))]
+    return [json.loads(members["json"]) for _, members in read_samples(tar_of(directory, config), ("json",))]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Two films of two stories of four shots; two of the shots fail rules."""
+    scores = {"film00000-000-001": {"text_cover": 0.3}, "film00001-001-002": {"text_cover": 0.2, "black_frames": 1.0}}
+    return write_packed(tmp_path_factory.mktemp("packed") / "animeshooter", scores=scores)
 
 
 def test_counts_are_those_of_the_film_that_was_built(walkers):
-    numbers = stats(walkers)["whole"]
-    assert [numbers[name] for name in ("videos", "stories", "shots", "audio_clips")] == [1, 1, 6, 1]
+    numbers, shots = stats(walkers)["whole"], records(walkers, "shots")
+    assert [numbers[name] for name in ("videos", "stories", "shots", "audio_clips")] == [1, 1, len(shots), 1]
     assert numbers["hours"] == pytest.approx(15 / 3600, abs=1e-4)
-    assert numbers["shots_with_sound"] == 6
+    assert numbers["shots_with_sound"] == len(shots)
     assert numbers["licences"] == {"CC0-1.0": 1}
     assert numbers["annotators"] == {"sidecar": 1}
-    assert numbers["transitions"] == {"cut": 5, "start": 1}
-    assert numbers["sizes"] == {"192x108": 6}
-    assert numbers["fps"] == {"12.00": 6}
+    assert numbers["transitions"] == {"cut": len(shots) - 1, "start": 1}
+    assert numbers["sizes"] == {"192x108": len(shots)}
+    assert numbers["fps"] == {"12.00": len(shots)}
     assert numbers["sound_types"] == {"sound effect": 1}
 
 
@@ -61,50 +40,111 @@ def test_distributions_agree_with_the_records(walkers):
     shots, (story,) = records(walkers, "shots"), records(walkers, "stories")
     words = [len(shot["descriptive_caption"].split()) for shot in shots]
     assert found["descriptive_words"]["mean"] == pytest.approx(sum(words) / len(words), abs=1e-3)
-    assert found["shot_seconds"] == pytest.approx(dict.fromkeys(found["shot_seconds"], 2.5), abs=1e-3)
-    assert found["shots_per_story"]["p50"] == 6
+    seconds = [shot["end_time"] - shot["start_time"] for shot in shots]
+    assert found["shot_seconds"]["mean"] == pytest.approx(sum(seconds) / len(shots), abs=1e-3)
+    assert found["shot_seconds"]["most"] == pytest.approx(max(seconds), abs=1e-3)
+    assert found["shots_per_story"]["p50"] == len(shots)
     assert found["characters_per_story"]["mean"] == len(story["characters"]) == 2
     assert found["storyline_words"]["most"] == 3
 
 
-def test_quantiles_follow_the_values(copy):
-    lengths = iter((1, 2, 3, 4, 5, 11))
-    change_json(tar_of(copy, "shots"), lambda shot: shot.update(narrative_caption="word " * next(lengths)))
-    found = stats(copy)["whole"]["distributions"]["narrative_words"]
-    assert found == {"mean": 4.3333, "least": 1, "most": 11, "p10": 1.5, "p50": 3.5, "p90": 8}
-
-
 def test_references_agree_with_the_records(walkers):
     found, shots = stats(walkers)["whole"], records(walkers, "shots")
-    assert found["leakage"] == {"references": sum(len(shot["references"]) for shot in shots), "from_own_shot": 0}
-    assert found["leakage"]["references"] > 0
+    number = sum(len(shot["references"]) for shot in shots)
+    assert found["leakage"] == {"shots_looked_at": len(shots), "references": number, "from_own_shot": 0}
+    assert number > 0
     references = found["references"]
     assert references["shots_with_reference"] == sum(bool(shot["references"]) for shot in shots)
-    assert references["shots_with_reference"] + references["shots_without_reference"] == 6
+    assert references["shots_with_reference"] + references["shots_without_reference"] == len(shots)
     assert references["shots_missing_a_reference"] == sum(bool(shot["characters_without_reference"]) for shot in shots)
+    assert references["characters_never_referenced"] == 0
 
 
-def test_a_character_without_any_reference_is_counted(copy):
-    change_json(tar_of(copy, "stories"), lambda story: story.update(references=[]))
-    assert stats(copy)["whole"]["references"]["characters_never_referenced"] == 2
+def test_characters_without_any_reference_are_counted(packed):
+    references = stats(packed)["whole"]["references"]
+    assert references["characters_never_referenced"] == references["characters"] == 8
+    assert references["shots_missing_a_reference"] == 16
 
 
-def test_a_reference_from_the_shot_itself_is_counted_as_leakage(copy):
-    def leak(shot):
-        for reference in shot["references"][:1]:
-            reference["frame"] = shot["start_frame"]
+def test_a_reference_from_the_shot_itself_is_counted_as_leakage(walkers, tmp_path):
+    def leak(record):
+        if not isinstance(record, ShotRecord) or not record.references:
+            return record
+        first = record.references[0].model_copy(update={"frame": record.start_frame})
+        return record.model_copy(update={"references": [first, *record.references[1:]]})
 
-    leaks = sum(bool(shot["references"]) for shot in records(copy, "shots"))
-    change_json(tar_of(copy, "shots"), leak)
-    assert stats(copy)["whole"]["leakage"]["from_own_shot"] == leaks > 0
+    leaks = sum(bool(shot["references"]) for shot in records(walkers, "shots"))
+    assert stats(repack(walkers, tmp_path / "leaky", leak))["whole"]["leakage"]["from_own_shot"] == leaks > 0
 
 
-def test_what_was_dropped_is_told_by_stage_and_reason(walkers):
-    dropped = stats(walkers)["dropped"]
-    assert dropped["films"] == 0
-    assert dropped["by_stage"] == {"audio": 1}
-    assert dropped["by_reason"] == {"audio: audio clip at N s is N s long, under N s": 1}
-    assert dropped["lines"][0]["film"] == "walkers.mp4"
+def test_the_funnel_goes_from_films_to_shots_for_training(packed, tmp_path):
+    steps = {step["step"]: (step["number"], step["lost"]) for step in stats(packed)["funnel"]}
+    assert steps == {
+        "films named": (7, {}),
+        "available": (6, {"unavailable": 1}),
+        "readable, each once": (4, {"twice": 1, "unreadable": 1}),
+        "passed the screen": (2, {"length": 1, "subtitles": 1}),
+        "curated": (2, {}),
+        "stories": (4, {}),
+        "shots": (16, {}),
+        "pass every rule": (14, {"text (alone 1)": 2, "black (alone 0)": 1}),
+        "for training": (14, {}),
+    }
+
+
+def test_titles_and_credits_are_the_last_step_of_the_funnel(packed, tmp_path):
+    def card(record):
+        first = isinstance(record, ShotRecord) and record.position == 0
+        return record.model_copy(update={"prologue_or_epilogue": "prologue"}) if first else record
+
+    found = stats(repack(packed, tmp_path / "cards", card))
+    assert found["funnel"][-1] == {"step": "for training", "number": 10, "lost": {"title or credits": 4}}
+    assert found["whole"]["prologue_epilogue"] == {"prologue": 4, "epilogue": 0}
+
+
+def test_what_rules_reject_is_told(packed):
+    found = stats(packed)["rules"]
+    assert (found["shots"], found["rejected"], found["lost_films"]) == (16, 2, 0)
+    (text,) = [rule for rule in found["rules"] if rule["name"] == "text"]
+    assert (text["shots"], text["alone"], text["says"]) == (2, 1, "text_cover at most 0.01")
+    assert {"rules": ["text", "black"], "shots": 1} in found["together"]
+
+
+def test_scores_are_distributions_of_what_is_known(packed):
+    scores = stats(packed)["whole"]["scores"]
+    assert scores["text_cover"]["mean"] == pytest.approx(0.5 / 16, abs=1e-4)
+    assert scores["text_cover"]["most"] == 0.3
+    assert scores["motion"] == dict.fromkeys(scores["motion"], 0.1)
+    assert scores["loudness"]["p50"] == -20
+    assert "aesthetic" not in scores
+
+
+def test_checks_of_films_are_told_with_their_evidence(packed):
+    checks = stats(packed)["films"]["checks"]
+    assert (checks["animation"]["passed"], checks["animation"]["failed"]) == (4, 0)
+    assert checks["subtitles"]["failed"] == 1
+    assert checks["subtitles"]["limit"] == 0.2
+    assert checks["subtitles"]["values"]["most"] == pytest.approx(0.41)
+
+
+def test_what_was_dropped_is_told_by_stage_and_reason(packed):
+    dropped = stats(packed)["dropped"]
+    assert dropped["by_stage"] == {"collect": 3, "screen": 2}
+    assert dropped["by_reason"]["screen: over N minutes"] == 1
+    assert dropped["by_reason"]["collect: no picture decodes"] == 1
+    assert dropped["lines"][0] == {"film": "https://films.example/1", "stage": "collect", "reason": "gone"}
+
+
+def test_long_lists_of_losses_are_counted_and_capped(packed, tmp_path, monkeypatch):
+    from curation import stats as module
+
+    monkeypatch.setattr(module, "LINES", 2)
+    monkeypatch.setattr(module, "KINDS", 3)
+    films = Films.of(packed)
+    assert len(films.lines) == len(films.listed) == 2
+    assert films.by_reason["other reasons"] == 2
+    assert films.by_reason.total() == 5
+    assert "3 more in dropped.jsonl" in stats_text(stats(packed))
 
 
 def test_the_paper_stands_apart_from_what_was_measured(walkers):
@@ -115,65 +155,67 @@ def test_the_paper_stands_apart_from_what_was_measured(walkers):
     assert "audio_seconds" not in found["paper"]["means"]
 
 
-def test_splits_add_up(copy):
-    for config in ("shots", "stories"):
-        shutil.copy(tar_of(copy, config), copy / config / "test-00000.tar")
-    shutil.copy(copy / "index" / "train.parquet", copy / "index" / "test.parquet")
-    found = stats(copy)
-    assert found["splits"].keys() == {"train", "test"}
-    assert found["splits"]["test"]["audio_clips"] == 0
-    assert found["whole"]["shots"] == 12
-    assert found["whole"]["videos"] == 1
-    assert found["whole"]["transitions"] == {"cut": 10, "start": 2}
-    assert "test" in stats_text(found)
+def test_splits_add_up(tmp_path):
+    shares = {"train": 0.5, "validation": 0.25, "test": 0.25}
+    found = stats(write_packed(tmp_path / "animeshooter", films=8, shares=shares))
+    assert set(found["splits"]) == {"train", "validation", "test"}
+    for name in ("videos", "stories", "shots"):
+        assert sum(part[name] for part in found["splits"].values()) == found["whole"][name] > 0
+    assert found["whole"]["shots"] == found["rules"]["shots"] == 64
+    assert "validation" in stats_text(found)
 
 
 def test_numbers_do_not_depend_on_where_the_dataset_lies(walkers, copy):
     assert json.dumps(stats(walkers)) == json.dumps(stats(copy))
 
 
-def test_the_table_shows_measured_values_beside_the_papers(walkers):
-    lines = stats_text(stats(walkers)).splitlines()
+def test_the_table_shows_measured_values_beside_the_papers(packed):
+    lines = stats_text(stats(packed)).splitlines()
     (line,) = [line for line in lines if line.startswith("shot, seconds")]
-    assert line.split()[2:] == ["2.50"] * 6 + ["3.85"]
-    assert any("under 3 s" in line for line in lines)
+    assert line.split()[2:] == ["2.00"] * 6 + ["3.85"]
+    assert any(line.split() == ["screen:", "over", "20", "minutes"] for line in lines)
+    assert any(line.startswith("for training") and " 14" in line for line in lines)
 
 
-def test_text_of_a_film_cannot_steer_the_terminal(copy):
-    change_json(tar_of(copy, "stories"), lambda story: story.update(licence="free\x1b[2J\nrights  all yours"))
-    text = stats_text(stats(copy))
+def test_text_of_a_film_cannot_steer_the_terminal(packed, tmp_path):
+    hostile = "free\x1b[2J\nrights  all yours"
+    out = repack(packed, tmp_path / "hostile", lambda record: record.model_copy(update={"licence": hostile}))
+    lines = (out / "dropped.jsonl").read_text()
+    (out / "dropped.jsonl").write_text(lines.replace("gone", "gone \\u001b[2J"))
+    text = stats_text(stats(out))
     assert "\x1b" not in text
     assert not any(line.startswith("rights  all") for line in text.splitlines())
 
 
-@pytest.mark.parametrize("size", [100, 512, 5000])
-@pytest.mark.parametrize("config", ["shots", "stories", "audio"])
-def test_a_damaged_tar_is_one_line(copy, config, size):
-    tar = tar_of(copy, config)
-    tar.write_bytes(tar.read_bytes()[:size])
-    with pytest.raises(DataError, match="train-00000") as error:
+@pytest.mark.parametrize("name", ["films.jsonl", "dropped.jsonl", "rights.jsonl"])
+@pytest.mark.parametrize("content", [None, '{"video": "UPPER"}\n', "[1"])
+def test_a_ledger_that_cannot_be_read_is_one_line(copy, name, content):
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    with pytest.raises(DataError, match=name) as error:
         stats(copy)
     assert "\n" not in str(error.value)
+    assert "build the dataset again" in str(error.value)
 
 
-def test_a_shard_that_lost_a_shot_is_found(copy):
-    key = records(copy, "shots")[3]["key"]
-    rewrite(tar_of(copy, "shots"), lambda name, blob: None if name.startswith(f"{key}.") else blob)
-    with pytest.raises(DataError, match="hold 5 shots"):
-        stats(copy)
+def test_films_that_were_not_kept_are_listed_first(packed):
+    states = [film.state for film in Films.of(packed).listed]
+    assert states == ["unavailable"] + ["dropped"] * 4 + ["kept"] * 2
 
 
-def test_a_record_of_another_schema_is_named(copy):
-    change_json(tar_of(copy, "stories"), lambda story: story.pop("storyline"))
-    with pytest.raises(DataError, match=r"stories/train-00000\.tar: walkers.*storyline"):
-        stats(copy)
+def test_a_film_lost_at_a_later_stage_has_its_stage_in_the_funnel(packed, tmp_path):
+    import shutil
 
-
-def test_rights_that_cannot_be_read_are_one_line(copy):
-    (copy / "rights.jsonl").write_text('{"video": "UPPER"}\n')
-    with pytest.raises(DataError, match=r"rights.jsonl") as error:
-        stats(copy)
-    assert "\n" not in str(error.value)
+    copy = tmp_path / "copy"
+    shutil.copytree(packed, copy)
+    lost = FilmRecord(video="odd", film="odd.mp4", state="dropped", stage="cuts", reason="odd.mp4: damaged")
+    with (copy / "films.jsonl").open("ab") as lines:
+        lines.write(dump(lost) + b"\n")
+    found = stats(copy)
+    assert found["films"]["lost_later"] == 1
+    assert {"step": "curated", "number": 2, "lost": {"cuts": 1}} in found["funnel"]
 
 
 def test_a_folder_that_is_no_dataset_is_one_line(tmp_path):

@@ -52,6 +52,16 @@ def test_uneven_frame_times_count_and_not_frame_numbers():
     assert split_stories(spans, slow_start) == [range(1), range(1, 3)]
 
 
+def test_no_story_but_the_first_starts_with_black():
+    lengths = [5, 55, 5, 55, 5, 55]
+    flat = [length == 5 for length in lengths]
+    stories = split_stories(*film(lengths), flat=flat)
+    assert stories == [range(3), range(3, 5), range(5, 6)]
+    assert split_stories(*film(lengths)) == [range(2), range(2, 4), range(4, 6)]
+    with pytest.raises(ValueError, match="one value a shot"):
+        split_stories(*film(lengths), flat=[True])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 90), min_size=1, max_size=60), st.floats(5, 120))
 def test_stories_partition_the_shots_in_order(lengths, target):
