@@ -25,6 +25,7 @@ from curation.collect import Dropped, Film, rights_of, title_of
 from curation.config import LATE, OUTSIDE, BuildConfig
 from curation.cuts import FilmCuts, Span, detect_cuts, shots
 from curation.judge import Judge, judge_of
+from curation.memory import give_back, keep_large_blocks_apart
 from curation.rows import write_stories
 from curation.scores import score_shots
 from curation.screen import Screening, screen
@@ -83,6 +84,7 @@ def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str]
     Raises:
         NoAnswer: a model could not be asked; the film is not settled, another run may go on with it.
     """
+    keep_large_blocks_apart()
     home = work / film.id
     marks = _marks_of(film, config)
     result = home / f"result-{marks.result}.json"
@@ -170,6 +172,7 @@ class _Run:
     def _staged(self, stage: str, make: Callable[[Path], None]) -> Path:
         self.stage = stage
         folder = staged(self.home / f"{stage}-{getattr(self.marks, stage)}", make)
+        give_back()
         self.progress(stage)
         return folder
 
