@@ -27,7 +27,7 @@ from curation.cuts import FilmCuts, Span, detect_cuts, shots
 from curation.judge import Judge, judge_of
 from curation.memory import give_back, keep_large_blocks_apart
 from curation.rows import write_stories
-from curation.scores import score_shots
+from curation.scores import load_aesthetic, score_shots
 from curation.screen import Screening, screen
 from curation.script import NoAnswer
 from curation.sidecar import SidecarScript, check_length, read_sidecar
@@ -196,7 +196,13 @@ class _Run:
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
     def _score(self, whole: FilmShots, picture: Picture | None, judge: Judge | None, folder: Path) -> None:
-        scores = score_shots(whole, self.config.scores, judge, picture)
+        config = self.config.scores
+        if config.aesthetic_model and config.aesthetic_head:
+            try:
+                load_aesthetic(config.aesthetic_model, config.aesthetic_head)
+            except DataError as error:
+                raise NoAnswer(str(error)) from None  # the model is at fault and not the film
+        scores = score_shots(whole, config, judge, picture)
         (folder / "scores.json").write_text(json.dumps([each.model_dump(mode="json") for each in scores]))
         hear(self.film, self.config.sound).save(folder / "sound.npz")
 

@@ -26,11 +26,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from animeshooter_dataset import Evidence
+from animeshooter_dataset import DataError, Evidence
 from curation.animation import Grain, film_grain, measure_grain
 from curation.collect import Film
 from curation.judge import FILM_FRAMES, FilmVerdict, Judge
+from curation.lines import one_line
 from curation.sampling import Reader, Sample, Sampler, size_of
+from curation.script import NoAnswer
 from curation.subtitles import Box, Line, find_overlays, lines_at, subtitle_place
 from curation.text import LONG_SIDE, find_text, text_mask
 
@@ -163,15 +165,15 @@ def screen(film: Film, config: ScreenConfig, judge: Judge | None = None) -> Scre
             films that pass what can be measured.
 
     Raises:
-        DataError: the film cannot be read; or the judge gave no verdict.
+        DataError: the film cannot be read.
+        NoAnswer: the judge could not be asked; the film is not settled.
     """
     look = look_at(film, config)
     picture, letterbox = check_letterbox(look, config)
     subtitles, watermark = check_subtitles(look, config), check_watermark(look, config)
     evidence = [check_duration(film.info.duration, config), subtitles, watermark, letterbox]
     if judge is not None and not any(item.passed is False for item in evidence):
-        verdict = judge.film(_uniform(look.pictures, FILM_FRAMES))
-        evidence += [check_verdict(verdict, look), judged_animation(verdict)]
+        evidence += ask(judge, look)
     else:
         evidence.append(check_animation(look, config))
     failed = next((item for item in evidence if item.passed is False), None)
@@ -316,6 +318,21 @@ def check_letterbox(look: Look, config: ScreenConfig) -> tuple[tuple[int, int, i
         limit=config.min_picture,
         detail=f"{share:.0%} of the frame: {detail}",
     )
+
+
+def ask(judge: Judge, look: Look) -> list[Evidence]:
+    """A judge's verdict on a film as evidence; one that cannot be used tells nothing, and drops nothing.
+
+    Raises:
+        NoAnswer: the judge could not be asked.
+    """
+    try:
+        verdict = judge.film(_uniform(look.pictures, FILM_FRAMES))
+    except NoAnswer:
+        raise
+    except DataError as error:
+        return [Evidence(check="animation", passed=None, detail=f"the judge gave no verdict: {one_line(str(error))}")]
+    return [check_verdict(verdict, look), judged_animation(verdict)]
 
 
 def check_verdict(verdict: FilmVerdict, look: Look) -> Evidence:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from animeshooter_dataset import (
     AudioRecord,
+    DataError,
     Reference,
     ShotAnnotation,
     ShotRecord,
@@ -33,7 +34,7 @@ from curation.config import BuildConfig
 from curation.judge import Judge
 from curation.listener import listener_of
 from curation.references import ReferenceImage, find_references, sheet
-from curation.script import Sample, StoryScript, StoryView
+from curation.script import NoAnswer, Sample, StoryScript, StoryView
 from curation.segment_models import segmenter_of
 from curation.sidecar import SidecarScript
 from curation.sound import FilmSound
@@ -142,7 +143,10 @@ class StoryWriter:
 
     def _references(self, told: StoryScript, view: StoryView) -> Any:
         config = self.config.references
-        segmenter = segmenter_of(config.segmenter, device=config.device, dtype=config.dtype)
+        try:
+            segmenter = segmenter_of(config.segmenter, device=config.device, dtype=config.dtype)
+        except DataError as error:
+            raise NoAnswer(str(error)) from None  # the model is at fault and not the story
         return find_references(told, view, config, segmenter, verifier_of(config.verifier, self.judge))
 
     def _origin(self, told: StoryScript) -> dict[str, Any]:

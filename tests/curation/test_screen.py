@@ -5,6 +5,8 @@ import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import films
 import numpy as np
@@ -16,6 +18,7 @@ from curation.collect import read_film
 from curation.judge import FilmVerdict
 from curation.sampling import Reader, Sampler
 from curation.screen import ScreenConfig, Screening, screen
+from curation.script import NoAnswer
 
 FPS, SECONDS, SIZE = 8, 24, (320, 180)
 CONFIG = ScreenConfig(points=18)
@@ -222,6 +225,18 @@ def test_a_judge_is_given_sixteen_frames_and_decides_what_is_animation(clean):
     assert "animation: judge: so it looks" in (found.reason or "")
 
 
+def test_a_judge_without_a_usable_verdict_drops_nothing_and_one_that_cannot_be_asked_ends_it(clean):
+    def fails(error):
+        return SimpleNamespace(film=mock.Mock(side_effect=error))
+
+    found = screen(clean, CONFIG, fails(DataError("it said\nnothing")))
+    assert found.reason is None
+    assert evidence(found, "animation").passed is None
+    assert "gave no verdict: it said\\nnothing" in evidence(found, "animation").detail
+    with pytest.raises(NoAnswer):
+        screen(clean, CONFIG, fails(NoAnswer("down")))
+
+
 def test_a_judge_is_believed_on_subtitles_only_where_there_is_text(clean, tmp_path):
     unseen = screen(clean, CONFIG, judge(subtitles=True))
     assert unseen.reason is None
@@ -232,14 +247,10 @@ def test_a_judge_is_believed_on_subtitles_only_where_there_is_text(clean, tmp_pa
     assert "subtitles_judged" in (screen(rare, CONFIG, judge(subtitles=True)).reason or "")
 
 
-def test_a_judge_is_not_asked_about_films_dropped_already_and_its_silence_passes_up(clean):
-    class Silent:
-        def film(self, frames):
-            raise DataError("the endpoint said nothing")
-
-    assert "duration" in (screen(clean, replace(CONFIG, max_seconds=20.0), Silent()).reason or "")
-    with pytest.raises(DataError, match="said nothing"):
-        screen(clean, CONFIG, Silent())
+def test_a_judge_is_not_asked_about_films_dropped_already(clean):
+    unasked = SimpleNamespace(film=mock.Mock())
+    assert "duration" in (screen(clean, replace(CONFIG, max_seconds=20.0), unasked).reason or "")
+    unasked.film.assert_not_called()
 
 
 def test_grain_is_recorded_and_drops_a_film_only_by_a_limit(clean, tmp_path):
