@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -51,7 +51,7 @@ def run(
 
     Args:
         engine: ``local`` or ``ray``.
-        workers: most calls at once; on Ray, each asks for one CPU.
+        workers: most calls at once; on Ray, each asks for one CPU of the cluster.
         task: a function of a module, called with an item and a teller.
         items: what to call it on, in the order in which to begin.
         heard: called in this process with whatever tasks have told, in between.
@@ -122,28 +122,28 @@ def _ray(
     """The same on Ray: on the cluster that ``RAY_ADDRESS`` names, or on one that is started on this machine for the run."""
     try:
         import ray
-        from ray.util.queue import Empty, Queue
     except ImportError:
         raise DataError("--engine ray needs Ray: pip install 'animeshooter[ray]'") from None
     started = not ray.is_initialized()
     if started:
         _join(ray, workers)
-    told = Queue(actor_options={"num_cpus": 0})
+    told: Any = ray.remote(num_cpus=0)(_Told).remote()
     remote: Any = ray.remote(num_cpus=1, max_retries=0)(_guarded)
     left = iter(items)
     running: dict[Any, Item] = {}
     try:
         while True:
-            for item in islice(left, workers * AHEAD - len(running)):
-                running[remote.remote(task, item, told)] = item
+            for item in islice(left, workers - len(running)):
+                running[remote.remote(task, item, _RayTeller(told))] = item
             if not running:
                 break
             ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL)
-            with suppress(Empty):
-                while True:
-                    heard(told.get_nowait())
+            for something in ray.get(told.take.remote()):
+                heard(something)
             for reference in ready:
                 yield running.pop(reference), ray.get(reference)
+        for something in ray.get(told.take.remote()):
+            heard(something)
     except ray.exceptions.WorkerCrashedError:
         raise Died("a Ray worker died (out of memory, or killed)") from None
     except ray.exceptions.RayTaskError as error:
@@ -151,9 +151,36 @@ def _ray(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        told.shutdown()
+        ray.kill(told)
         if started:
             ray.shutdown()
+
+
+class _Told:
+    """The actor that keeps what tasks tell until it is taken."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        """Keep something."""
+        self.kept.append(item)
+
+    def take(self) -> list[Any]:
+        """All that was kept since the last time."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
+@dataclass(frozen=True)
+class _RayTeller:
+    """Tells without waiting for an answer: Ray lends the CPU of a task that waits to another, and too many would run."""
+
+    told: Any
+
+    def put(self, item: Any) -> None:
+        """Send something small."""
+        self.told.add.remote(item)
 
 
 def _join(ray: Any, workers: int) -> None:
