@@ -30,7 +30,7 @@ from curation.curate import STAGES, Curated, curate
 from curation.judge import judge_of
 from curation.lines import one_line
 from curation.listener import listener_of
-from curation.pack import DEFAULT_SHARES, MIN_VIDEOS_TO_SPLIT, Packer, check_target, publish, recover
+from curation.pack import Packer, check_target, publish, recover, shares_for
 from curation.rows import read_stories
 from curation.rules import Rule, dump_rules, load_rules, rejected_by
 from curation.segment_models import check_segmenter
@@ -235,9 +235,9 @@ def _pack(
     finished: Path,
 ) -> BuildReport:
     """Write the directory, one film after another in the order of their ids."""
-    kept = sum(Curated.model_validate_json(path.read_bytes()).rows is not None for path in done)
-    shares = config.shares or (DEFAULT_SHARES if kept >= MIN_VIDEOS_TO_SPLIT else {"train": 1.0})
+    shares = shares_for(config.shares, (Curated.model_validate_json(path.read_bytes()).rows is not None for path in done))
     reasons: list[str] = []
+    kept = 0
     with Packer(finished, shares, config.shard_size, partial(rejected_by, rules)) as packer:
         for loss in (*unread, *unsettled):
             packer.add_film(*_not_had(loss))
@@ -250,6 +250,7 @@ def _pack(
             reasons += [f"{loss.stage}: {loss.film}: {loss.reason.removeprefix(f'{loss.film}: ')}" for loss in curated.dropped]
             del reasons[SHOWN:]
             if curated.rows is not None:
+                kept += 1
                 for story in read_stories(path.with_name(curated.rows)):
                     packer.add(story)
         if not kept:

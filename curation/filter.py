@@ -31,7 +31,7 @@ from animeshooter_dataset import (
     splits,
 )
 from curation.index import index_rows
-from curation.pack import DEFAULT_SHARES, MIN_VIDEOS_TO_SPLIT, Packer, check_target, publish
+from curation.pack import Packer, check_target, publish, shares_for
 from curation.rules import Rule, RuleReport, RuleTally, dump_rules, needs, rejected_by
 
 MADE = ("schema_version", "dropped", "masks_refused", "rejected_by", "files")
@@ -117,10 +117,8 @@ def stories_of(tar: Path, config: str) -> Iterator[tuple[list[Record], dict[str,
 
 def _shares(directory: Path, built: Mapping[str, Any]) -> Mapping[str, float]:
     """The shares of splits a dataset was built with, so that every film stays in its split."""
-    if built.get("shares"):
-        return built["shares"]
-    kept = sum(film.state == "kept" for film in read_lines(directory / "films.jsonl", FilmRecord))
-    return DEFAULT_SHARES if kept >= MIN_VIDEOS_TO_SPLIT else {"train": 1.0}
+    films = read_lines(directory / "films.jsonl", FilmRecord)
+    return shares_for(built.get("shares"), (film.state == "kept" for film in films))
 
 
 def _copy_lines(path: Path, target: Any) -> None:

@@ -15,6 +15,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -280,6 +281,19 @@ class Packer:
             json.dumps({**manifest, "files": dict(sorted(self.files.items()))}, indent=1, ensure_ascii=False) + "\n",
             encoding="utf-8",
         )
+
+
+def shares_for(asked: Mapping[str, float] | None, kept: Iterable[bool]) -> Mapping[str, float]:
+    """The shares of splits: those asked for, else the default where there are videos enough.
+
+    Args:
+        asked: what the settings say.
+        kept: of each film whether it is kept; looked at only where nothing is asked, and no further than needed.
+    """
+    if asked:
+        return asked
+    enough = islice((film for film in kept if film), MIN_VIDEOS_TO_SPLIT)
+    return DEFAULT_SHARES if sum(enough) == MIN_VIDEOS_TO_SPLIT else {"train": 1.0}
 
 
 def index_values(shot: ShotRecord) -> dict[str, Any]:
