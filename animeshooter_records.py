@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Version of records and layout; the major number changes when a reader of the old one would fail."""
 
 MEMBERS = {"shots": ("mp4", "json", "png"), "stories": ("json", "png", "jpg"), "audio": ("mp4", "flac", "json")}
@@ -147,6 +147,8 @@ class ShotScores(Record):
         aesthetic: score of the LAION aesthetic head, about 1 to 10.
         style: what a judge takes it for.
         talking: whether a judge sees somebody talk.
+        cuts_inside: hard cuts detected inside the shot, where an annotator's division stands against them (the official release
+            has shots that hold several); None where shots are divided at every detected cut.
     """
 
     text_cover: float | None = None
@@ -162,6 +164,7 @@ class ShotScores(Record):
     aesthetic: float | None = None
     style: Literal["2D", "3D"] | None = None
     talking: bool | None = None
+    cuts_inside: float | None = None
 
 
 class SoundScores(Record):
@@ -195,13 +198,18 @@ class Evidence(Record):
 
 
 class _Origin(Record):
-    """What every sample says of where it comes from."""
+    """What every sample says of where it comes from.
+
+    ``licence`` and ``attribution`` are the film's, ``annotation_licence`` is that of the words and masks where somebody else
+    made them.
+    """
 
     schema_version: str = Field(default=SCHEMA_VERSION, pattern=r"^1\.\d+$")
     video: str = Field(pattern=KEY_PATTERN)
     split: Literal["train", "validation", "test"]
     licence: str | None = None
     attribution: str | None = None
+    annotation_licence: str | None = None
     annotator: AnnotatedBy
 
 
@@ -302,8 +310,8 @@ class AudioRecord(_Origin, _Media, _Span, _Keyed):
 class RightsRecord(Record):
     """A line of ``rights.jsonl``: one video, where it came from and whether it may be used.
 
-    ``state`` "dropped": it was looked at and not taken, see ``films.jsonl``; "unavailable": it could not be had, so that its
-    hash may be unknown.
+    ``state`` "dropped": it was looked at and not taken, see ``films.jsonl``; "unavailable": it could not be had; "withdrawn":
+    whoever holds its rights does not want it used. The hash of the last two may be unknown.
     """
 
     video: str = Field(pattern=KEY_PATTERN)
@@ -318,8 +326,8 @@ class RightsRecord(Record):
 
     @model_validator(mode="after")
     def _hashed(self) -> RightsRecord:
-        if self.sha256 is None and self.state != "unavailable":
-            raise ValueError("only a video that is unavailable may have no sha256")
+        if self.sha256 is None and self.state not in ("unavailable", "withdrawn"):
+            raise ValueError("only a video that is unavailable or withdrawn may have no sha256")
         return self
 
 
@@ -333,7 +341,7 @@ class FilmRecord(Record):
 
     video: str | None = Field(default=None, pattern=KEY_PATTERN)
     film: str
-    state: Literal["kept", "dropped", "unavailable"]
+    state: Literal["kept", "dropped", "unavailable", "withdrawn"]
     stage: str | None = None
     reason: str | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -359,6 +367,31 @@ class DroppedRecord(Record):
     film: str
     stage: str
     reason: str
+
+
+class AvailabilityRecord(Record):
+    """A line of ``availability.jsonl``: whether a video's source could be had on a day (ISO date), and what the site said."""
+
+    video: str = Field(pattern=KEY_PATTERN)
+    source: str
+    state: Literal["available", "gone", "private", "blocked", "unknown"]
+    reason: str = ""
+    checked: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+
+
+class RemovalRecord(Record):
+    """A line of ``removals.jsonl``: a video that was taken out of the dataset, on which day, and how much went with it.
+
+    ``reason`` is what whoever removed it wrote; ``matched`` by what it was found. Nothing here tells of its content.
+    """
+
+    video: str = Field(pattern=KEY_PATTERN)
+    removed: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    reason: str | None = None
+    matched: Literal["id", "hash", "url", "uploader"]
+    stories: int = Field(ge=0)
+    shots: int = Field(ge=0)
+    audio: int = Field(ge=0)
 
 
 RECORDS: dict[str, type[Record]] = {"shots": ShotRecord, "stories": StoryRecord, "audio": AudioRecord}

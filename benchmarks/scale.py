@@ -34,7 +34,8 @@ from animeshooter_dataset import (
     Storyboard,
     StoryRecord,
 )
-from curation import build as building
+from curation import job
+from curation.build import build
 from curation.collect import Film, Plan, _stamp
 from curation.config import BuildConfig
 from curation.curate import Curated, _marks_of, film_record
@@ -134,10 +135,10 @@ def resume(films: int, folder: Path) -> dict[str, float]:
 
         return call
 
-    building.read_stories = stories_of  # type: ignore[assignment]
-    for name, inside in (("plan", "_plan"), ("look", "_curate_all"), ("pack", "_pack")):
-        setattr(building, inside, timed(name, getattr(building, inside)))
-    building.build([folder / "films"], folder / "out", BuildConfig(), workers=2)
+    job.read_stories = stories_of  # type: ignore[assignment]
+    for where, name, inside in ((job, "plan", "_plan"), (job, "look", "_curate_all"), (job.Job, "pack", "_pack")):
+        setattr(where, inside, timed(name, getattr(where, inside)))
+    build([folder / "films"], folder / "out", BuildConfig(), workers=2)
     return seconds
 
 

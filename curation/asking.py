@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -31,6 +32,8 @@ from curation.script import NoAnswer
 PROMPTS = Path(__file__).parent / "prompts"
 KEYS = ("ANIMESHOOTER_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the endpoint's key; the first that is set counts."""
+ABOUT: ContextVar[str | None] = ContextVar("about", default=None)
+"""The video that is asked about just now: its answers are listed, so that they can be found when it has to go."""
 MOST_TOLD = 12
 """Problems that are told to a model at once."""
 
@@ -182,6 +185,8 @@ class Asker:
             key = self._key(question)
             path = self.cache / key[:2] / f"{key}.json"
             kept = _read_kept(path, key, question)
+            if video := ABOUT.get():
+                _note(self.cache / "videos" / f"{video}.txt", key)
             if kept is None:
                 answer, usage = self._ask(question)
                 doubts = list(question.doubts(answer))
@@ -264,6 +269,14 @@ class _Kept(BaseModel):
     what: str
     usage: Usage
     doubts: list[str]
+
+
+def _note(path: Path, key: str) -> None:
+    """Add the key of an answer to the list of a video, once."""
+    if not path.is_file() or key not in path.read_text().split():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lines:
+            lines.write(f"{key}\n")
 
 
 def _read_kept(path: Path, key: str, question: Question[Answer]) -> Answer | None:

@@ -1,232 +1,327 @@
-"""The dataset card: rendered from ``dataset_card.md`` and from what is in the shards, never from what a build believes."""
+"""The dataset card: a datasheet rendered from ``dataset_card.md`` and from what is in the shards and beside them.
+
+It follows Gebru et al., "Datasheets for Datasets" (arXiv 1803.09010): motivation, composition, collection, processing, uses,
+distribution, maintenance. No number in it is a build's belief: all are counted from the directory when the card is rendered.
+"""
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pyarrow.compute as pc
 import yaml
 
-from animeshooter_dataset import (
-    MEMBERS,
-    SCHEMA_VERSION,
-    RightsRecord,
-    features,
-    read_lines,
-    read_samples,
-    shards,
-    splits,
-)
-from curation.index import index_batches
+from animeshooter_dataset import MEMBERS, SCHEMA_VERSION, features, shards
+from curation.availability import availability_summary
+from curation.card_facts import Facts
+from curation.card_text import cell, hub_licence
 from curation.rules import rules_from
+from curation.tally import MEASURES
+
+__all__ = ["cell", "hub_licence", "render_card"]
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
-LISTED_VIDEOS = 50
-"""Videos named in the card's rights table; all are in ``rights.jsonl``."""
-HUB_LICENCES = {
-    "CC0-1.0": "cc0-1.0",
-    "CC BY 3.0": "cc-by-3.0",
-    "CC BY 4.0": "cc-by-4.0",
-    "CC BY-SA 4.0": "cc-by-sa-4.0",
-    "CC BY-NC 4.0": "cc-by-nc-4.0",
+WRITERS = {
+    "sidecar": ("came with the film, in a script beside it", "the film's own licence"),
+    "openai": ("written by a vision language model that was asked over an API", "none stated apart from the film's"),
+    "local": ("written by a vision language model run by the builder", "none stated apart from the film's"),
+    "release": ("written by a vision language model for the official AnimeShooter release", "the release's"),
+    "measure": (
+        "made without any model: it says only what was measured in the pictures, names no character and tells no plot",
+        "none stated; measurements made by the builder's tool",
+    ),
 }
-"""Names of licences as the Hub spells them; any other, or a mix, is ``other``."""
-ANNOTATORS = {
-    "sidecar": "written by the film's maker in a script beside the film",
-    "openai": "written by a vision language model that was asked over an API",
-    "measure": "made without any model; the text says only what was measured in the pictures",
-}
-
-
-@dataclass
-class Spread:
-    """Mean, least and most of numbers that are seen once."""
-
-    total: float = 0.0
-    count: int = 0
-    least: float = float("inf")
-    most: float = float("-inf")
-
-    def add(self, value: float) -> None:
-        """See one more."""
-        self.total, self.count = self.total + value, self.count + 1
-        self.least, self.most = min(self.least, value), max(self.most, value)
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return self.total / self.count
-
-
-@dataclass
-class _Told:
-    """What the stories' records tell, summed up."""
-
-    annotators: Counter[str] = field(default_factory=Counter)
-    videos: set[str] = field(default_factory=set)
-    spread: dict[str, Spread] = field(default_factory=dict)
-
-    def add(self, story: dict[str, Any]) -> None:
-        """Count one story."""
-        self.annotators[story["annotator"]["kind"]] += 1
-        self.videos.add(story["video"])
-        self._add("story, seconds", story["end_time"] - story["start_time"])
-        for shot in story["shots"]:
-            self._add("shot, seconds", shot["end_time"] - shot["start_time"])
-        for name in ("shots", "characters", "scenes"):
-            self._add(f"{name} a story", len(story[name]))
-        self._add("words of a storyline", len(story["storyline"].split()))
-        for name in ("narrative", "descriptive"):
-            for shot in story["shots"]:
-                self._add(f"words of a {name} caption", len(shot[f"{name}_caption"].split()))
-
-    def _add(self, name: str, value: float) -> None:
-        self.spread.setdefault(name, Spread()).add(value)
-
-
-@dataclass
-class _Rights:
-    """What the rights ledger tells of the videos that are in the dataset, summed up; the first lines are kept."""
-
-    listed: list[RightsRecord] = field(default_factory=list)
-    count: int = 0
-    licences: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, directory: Path) -> _Rights:
-        """Read the ledger."""
-        found = cls()
-        for line in read_lines(directory / "rights.jsonl", RightsRecord):
-            if line.state == "kept":
-                found.count += 1
-                found.licences.add(HUB_LICENCES.get(line.licence or "", "other"))
-                if len(found.listed) < LISTED_VIDEOS:
-                    found.listed.append(line)
-        return found
+"""Who writes text: what that means, and on what terms the text is where its record states none."""
+CREATORS = {"sidecar": "found"}
+"""Writers in the Hub's words; all others are machines."""
+LANGUAGES = dict(
+    pair.split("=")
+    for pair in (
+        "english=en chinese=zh mandarin=zh japanese=ja korean=ko german=de french=fr spanish=es portuguese=pt italian=it "
+        "russian=ru dutch=nl polish=pl turkish=tr ukrainian=uk arabic=ar hindi=hi indonesian=id vietnamese=vi thai=th"
+    ).split()
+)
+"""ISO codes of the languages that a build is asked to write in, by their English names."""
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+LISTED = 20
+"""Licences, hosts, writers and models that the card names; the rest are summed up."""
+GATE = (
+    "Each film in this dataset keeps its own licence. Ask for access only if you will use and pass on the clips within those "
+    "licences alone, and delete what is withdrawn."
+)
+"""What is shown to who asks for access, where access is gated and no other text is given."""
+CHANGES = (
+    (
+        "1.2",
+        "the licence of words and masks beside the film's (`annotation_licence`), `cuts_inside`, withdrawn films, "
+        "`removals.jsonl`, `availability.jsonl`",
+    ),
+    ("1.1", "`films.jsonl` and `dropped.jsonl`, scores of picture and sound, rules, black bars"),
+    ("1.0", "first layout: shots, stories, audio, index, rights"),
+)
 
 
 def render_card(directory: Path, manifest: Mapping[str, Any]) -> str:
-    """The text of ``README.md`` for a dataset directory, with the YAML that ``load_dataset`` reads.
+    """The text of ``README.md`` for a dataset directory, with the YAML that ``load_dataset`` and the Hub read.
 
-    Memory does not grow with the dataset: the stories' records are read once, one at a time.
+    The same directory gives the same text. Memory grows with the number of films alone; no media are read.
 
     Args:
-        directory: shards, index and rights must stand in it.
-        manifest: what its manifest says, or will say; ``files`` is not looked at.
+        directory: shards, index and the files of lines must stand in it.
+        manifest: what its manifest says, or will say; ``files`` is not looked at. Besides the settings, the text follows
+            ``contact`` (where rights holders write to), ``repository`` (``org/name``) and ``gated`` (True, or what is asked:
+            ``prompt`` and ``fields``).
+
+    Raises:
+        DataError: a part of the directory is missing or damaged.
     """
-    settings = manifest.get("settings", {})
-    told, rights = _Told(), _Rights.of(directory)
-    for story in _stories(directory):
-        told.add(story)
-    counted = {config: _count(directory, config) for config in MEMBERS}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    facts = Facts.of(directory)
+    settings = manifest.get("settings") or {}
+    repository = _repository(manifest)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"n": lambda value: f"{value:,}", "number": _number, "cell": cell, "share": _share}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        front=_front(directory, counted, rights.licences),
-        title="AnimeShooter dataset",
-        counts=_counts(directory, told, counted),
-        first_split=splits(directory)[0],
-        rows=lambda config: ", ".join(f"{split} {number}" for split, number in counted[config].items()),
-        spread=list(told.spread.items()),
-        annotators=sorted(told.annotators.items()),
-        meaning=lambda kind: ANNOTATORS.get(kind, "an annotator of another version"),
-        rules=[
-            {
-                "name": rule.name,
-                "says": rule.says(),
-                "why": rule.why,
-                "count": manifest.get("rejected_by", {}).get(rule.name, 0),
-            }
-            for rule in rules_from(manifest.get("rules", []), "manifest.json")
-        ],
-        dropped=sorted(manifest.get("dropped", {}).items()),
-        judged=bool(settings.get("judge")),
-        segmenter=settings.get("references", {}).get("segmenter", "classical"),
-        rights=rights.listed,
-        more_rights=rights.count - len(rights.listed),
-        attributions=sorted({_cell(line.attribution) for line in rights.listed if line.attribution}),
-        cell=_cell,
+        front=_front(directory, facts, manifest, repository),
+        facts=facts,
+        settings=_settings(settings),
+        counts=_counts(facts),
+        spread=_spread(facts),
+        sizes={config: _megabytes(directory, config, facts) for config in MEMBERS},
+        licences=_first(facts.licences()),
+        terms=_first(facts.annotation_licences()),
+        hub_licence=hub_licence,
+        writers=_writers(facts.written),
+        hearers=_writers(facts.heard),
+        hosts=_first(facts.ledger.hosts),
+        rules=_rules(manifest),
+        lost=dict(list(facts.sources.losses.numbers()["lost_by"].items())[:LISTED]),
+        availability=availability_summary(directory),
+        release=manifest.get("release") or None,
+        released="release" in _kinds(facts),
+        parts=[(stage, number) for stage, number in sorted(facts.sources.parts.items()) if number > 0][:LISTED],
+        reach=_reach(manifest.get("contact") or settings.get("contact"), repository),
+        repository=repository,
+        name=repository or "animeshooter",
+        first_split=next(iter(facts.splits), "train"),
         schema_version=SCHEMA_VERSION,
+        tag=f"v{SCHEMA_VERSION}.0",
+        rows=lambda config: ", ".join(f"{split} {number:,}" for split, number in facts.counted[config].items()),
+        first=_first,
+        languages=_told_languages(facts, settings),
+        non_commercial=_non_commercial(facts),
+        changes=CHANGES,
+        states=STATES,
     )
 
 
-def _front(directory: Path, counted: dict[str, dict[str, int]], licences: set[str]) -> str:
-    filled = [config for config in MEMBERS if counted[config]]
-    head = {
-        "pretty_name": "AnimeShooter dataset",
-        "license": next(iter(licences)) if len(licences) == 1 else "other",
-        "task_categories": ["text-to-video", "image-to-video"],
-        "tags": ["animation", "multi-shot", "storytelling", "webdataset"],
-        "configs": [
-            {
-                "config_name": config,
-                "data_files": [{"split": split, "path": f"{config}/{split}-*.tar"} for split in counted[config]],
-                **({"default": True} if config == "shots" else {}),
-            }
-            for config in filled
-        ],
-        "dataset_info": [
-            {
-                "config_name": config,
-                "features": features(config)._to_yaml_list(),
-                "splits": [
-                    {"name": split, "num_bytes": _bytes(directory, config, split), "num_examples": number}
-                    for split, number in counted[config].items()
-                ],
-            }
-            for config in filled
-        ],
-    }
-    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+STATES = {
+    "kept": "its footage is in the dataset, on the terms below",
+    "withdrawn": "its rights holder does not want it used: nothing of it is here, and builds with this list leave it out",
+    "dropped": "it was looked at and not taken: nothing of it is here; `films.jsonl` says why",
+    "unavailable": "it could not be had: nothing of it is here",
+}
+"""What a state in ``rights.jsonl`` means to a rights holder."""
 
 
-def _stories(directory: Path) -> Iterator[dict[str, Any]]:
-    for split in splits(directory, "stories"):
-        for tar in shards(directory, "stories", split):
-            for _, members in read_samples(tar, ("json",)):
-                yield json.loads(members["json"])
+def _repository(manifest: Mapping[str, Any]) -> str | None:
+    name = manifest.get("repository")
+    return name if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) else None
 
 
-def _count(directory: Path, config: str) -> dict[str, int]:
+def _reach(contact: Any, repository: str | None) -> str:
+    """Where a rights holder writes to."""
+    if contact:
+        return cell(str(contact))
+    if repository:
+        return f"the [discussions of this repository](https://huggingface.co/datasets/{repository}/discussions)"
+    return "the holder of this dataset (on the Hub: the discussions of its repository, the tab Community)"
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that limits and biases follow from; None where the manifest does not say."""
+
+    def of(stage: str, name: str) -> Any:
+        return (settings.get(stage) or {}).get(name)
+
     return {
-        split: sum(1 for tar in shards(directory, config, split) for _ in read_samples(tar, ()))
-        for split in splits(directory, config)
+        "judge": settings.get("judge"),
+        "network": of("cuts", "network"),
+        "max_minutes": (of("screen", "max_seconds") or 0) / 60,
+        "segmenter": of("references", "segmenter") or "classical",
+        "verifier": of("references", "verifier") or "classical",
+        "max_speech": of("audio", "max_speech"),
+        "max_music": of("audio", "max_music"),
+        "listener": of("audio", "listener"),
+        "short_side": of("clips", "short_side"),
+        "text": of("scores", "text"),
+        "target_seconds": of("stories", "target_seconds"),
+        "language": settings.get("language"),
     }
+
+
+def _counts(facts: Facts) -> dict[str, Any]:
+    """Numbers of the whole, and the shares that tell a bias."""
+    whole = sum(facts.seconds_of.values())
+    stated = Counter({name: number for name, number in facts.ledger.uploaders.items() if name})
+    never, characters = (facts.tally.counts[name] for name in ("characters_never_referenced", "characters"))
+    return {
+        "films": len(facts.tally.videos),
+        "stories": facts.tally.counts["stories"],
+        "shots": facts.shots["all"],
+        "audio": facts.tally.counts["audio"],
+        "hours": whole / 3600,
+        "minutes": whole / 60,
+        "words": facts.words,
+        "largest_film": max(facts.seconds_of.values(), default=0.0) / whole if whole else 0.0,
+        "uploaders": len(stated),
+        "largest_uploader": stated.most_common(1)[0][1] if stated else 0,
+        "uploader_unknown": facts.ledger.uploaders[None],
+        "hosts": sum(1 for host in facts.ledger.hosts if host),
+        "largest_host": max((number for host, number in facts.ledger.hosts.items() if host), default=0),
+        "characters": characters,
+        "never_referenced": never,
+    }
+
+
+def _spread(facts: Facts) -> list[dict[str, Any]]:
+    """Rows of the table of distributions: label, mean, deciles, the paper's mean."""
+    rows = []
+    for name, (label, paper, _) in MEASURES.items():
+        values = facts.values["seconds"] if name == "shot_seconds" else facts.tally.values[name]
+        if values:
+            points = [values.least, *(values.quantile(share) for share in (0.1, 0.5, 0.9)), values.most]
+            rows.append({"label": label, "mean": values.total / values.number, "points": points, "paper": paper})
+    return rows
+
+
+def _first(held: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """The first entries, most first where they are counts."""
+    found = list(held.most_common()) if isinstance(held, Counter) else list(held.items())
+    if isinstance(held, Counter):
+        found.sort(key=lambda item: (-item[1], str(item[0])))
+    return found[:LISTED]
+
+
+def _writers(written: Counter[tuple[str, str | None, str | None]]) -> list[dict[str, Any]]:
+    found = []
+    for (kind, model, licence), number in _first(written):
+        says, terms = WRITERS.get(kind, ("by an annotator of another version", "none stated"))
+        found.append({"kind": kind, "model": model, "number": number, "says": says, "terms": licence or terms})
+    return found
+
+
+def _rules(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    counts = manifest.get("rejected_by") or {}
+    return [
+        {"name": rule.name, "says": rule.says(), "why": rule.why, "count": counts.get(rule.name, 0)}
+        for rule in rules_from(manifest.get("rules", []), "manifest.json")
+    ]
+
+
+def _share(part: float, whole: float) -> str:
+    """A share in per cent, as people read it."""
+    if not whole:
+        return "0 %"
+    share = 100 * part / whole
+    return "under 1 %" if 0 < share < 0.95 else "over 99 %" if 99 < share < 100 else f"{share:.0f} %"
+
+
+def _number(value: float) -> str:
+    """A number with as many places as it is worth: whole numbers without, others with two."""
+    return f"{value:,.0f}" if abs(value - round(value)) < 0.005 else f"{value:,.2f}"
+
+
+def _megabytes(directory: Path, config: str, facts: Facts) -> str:
+    size = sum(_bytes(directory, config, split) for split in facts.counted[config])
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _bytes(directory: Path, config: str, split: str) -> int:
     return sum(path.stat().st_size for path in shards(directory, config, split))
 
 
-def _counts(directory: Path, told: _Told, counted: dict[str, dict[str, int]]) -> dict[str, float]:
-    columns = ["has_audio", "characters", "references", "rejected_by", "prologue_or_epilogue"]
-    whole: Counter[str] = Counter()
-    for batch in index_batches(directory, columns, splits(directory)):
-        whole["shots"] += batch.num_rows
-        whole["with_sound"] += pc.sum(batch["has_audio"]).as_py() or 0
-        whole["with_character"] += pc.sum(pc.greater(pc.list_value_length(batch["characters"]), 0)).as_py() or 0
-        whole["with_reference"] += pc.sum(pc.greater(batch["references"], 0)).as_py() or 0
-        whole["titles"] += batch.num_rows - batch["prologue_or_epilogue"].null_count
-        whole["rejected"] += pc.sum(pc.greater(pc.list_value_length(batch["rejected_by"]), 0)).as_py() or 0
+def _front(directory: Path, facts: Facts, manifest: Mapping[str, Any], repository: str | None) -> str:
+    kinds = _kinds(facts)
+    languages = {LANGUAGES.get(name.lower()) for name in _told_languages(facts, manifest.get("settings") or {})} - {None}
+    head = {
+        "pretty_name": "AnimeShooter dataset",
+        **({"language": sorted(filter(None, languages))} if languages else {}),
+        **_licence(facts, repository),
+        "annotations_creators": sorted({CREATORS.get(kind, "machine-generated") for kind in kinds}) or ["no-annotation"],
+        "source_datasets": ["extended|other-animeshooter"] if "release" in kinds else ["original"],
+        "size_categories": [next((name for most, name in SIZES if facts.shots["all"] < most), "10M<n<100M")],
+        "task_categories": ["text-to-video", "image-to-video"],
+        "tags": ["animation", "multi-shot", "storytelling", "webdataset", "arxiv:2506.03126"],
+        **_gate(manifest.get("gated")),
+        "configs": [
+            {
+                "config_name": config,
+                "data_files": [{"split": split, "path": f"{config}/{split}-*.tar"} for split in facts.counted[config]],
+                **({"default": True} if config == "shots" else {}),
+            }
+            for config in MEMBERS
+            if facts.counted[config]
+        ],
+        "dataset_info": [_info(directory, config, facts.counted[config]) for config in MEMBERS if facts.counted[config]],
+    }
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _info(directory: Path, config: str, counted: Mapping[str, int]) -> dict[str, Any]:
+    parts = [
+        {"name": split, "num_bytes": _bytes(directory, config, split), "num_examples": number}
+        for split, number in counted.items()
+    ]
+    size = sum(_bytes(directory, config, split) for split in counted)
     return {
-        **{name: whole[name] for name in ("shots", "with_sound", "with_character", "with_reference", "rejected", "titles")},
-        "stories": sum(counted["stories"].values()),
-        "audio": sum(counted["audio"].values()),
-        "videos": len(told.videos),
-        "minutes": (told.spread["story, seconds"].total / 60) if told.spread else 0.0,
+        "config_name": config,
+        "features": features(config)._to_yaml_list(),
+        "splits": parts,
+        "download_size": size,
+        "dataset_size": size,
     }
 
 
-def _cell(text: str | None) -> str:
-    """Text from a film's script as one harmless table cell: no line break, no HTML, no table or link mark-up."""
-    if not text:
-        return "not stated"
-    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in "\\|[]`*_":
-        escaped = escaped.replace(mark, "\\" + mark)
-    return escaped
+def _kinds(facts: Facts) -> set[str]:
+    return {kind for kind, _, _ in (*facts.written, *facts.heard)}
+
+
+def _told_languages(facts: Facts, settings: Mapping[str, Any]) -> list[str]:
+    """The languages of the text, as far as it is known in which it was written: a film's own script may be in any."""
+    found = {"English"} if _kinds(facts) & {"measure", "release"} else set()
+    if _kinds(facts) & {"openai", "local"} and settings.get("language"):
+        found.add(str(settings["language"]).strip())
+    return sorted(found)
+
+
+def _non_commercial(facts: Facts) -> bool:
+    """Whether a licence of a film or of its annotations forbids commercial use, by its usual name."""
+    names = [str(name) for name in (*facts.licences(), *facts.annotation_licences())]
+    return any(bool(re.search(r"(?i)\bNC\b|non-?commercial", name)) for name in names)
+
+
+def _licence(facts: Facts, repository: str | None) -> dict[str, Any]:
+    """The licence that all films and annotations share, if the Hub knows it; ``unknown`` if none is stated; else ``other``."""
+    stated = {*facts.licences(), *(licence for licence in facts.annotation_licences() if licence)}
+    if stated <= {None}:
+        return {"license": "unknown"}
+    known = {hub_licence(licence) for licence in stated}
+    only = next(iter(known)) if len(known) == 1 else None
+    if only:
+        return {"license": only}
+    link = {"license_link": f"https://huggingface.co/datasets/{repository}#rights-and-removal"} if repository else {}
+    return {"license": "other", "license_name": "per-film", **link}
+
+
+def _gate(gated: Any) -> dict[str, Any]:
+    if not gated:
+        return {}
+    asked = gated if isinstance(gated, Mapping) else {}
+    fields = asked.get("fields") or {"I will use each film within its licence and delete what is withdrawn": "checkbox"}
+    return {"extra_gated_prompt": str(asked.get("prompt") or GATE), "extra_gated_fields": dict(fields)}

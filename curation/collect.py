@@ -26,6 +26,7 @@ from curation.video import EXTENSIONS, VideoInfo, probe
 
 if TYPE_CHECKING:
     from curation.download import DownloadConfig
+    from curation.release import ReleaseEntry
 
 PLAN_VERSION = 1
 """Raised when what a film's entry in a plan says changes: entries of another version count as none."""
@@ -43,6 +44,7 @@ class Film:
         script: the maker's script beside it (``NAME.script.json``), if there is one.
         source: where it was downloaded from (``NAME.source.json`` beside it), if that is known.
         stamp: size in bytes and time of last change in nanoseconds, of the file that was hashed; of this machine only.
+        release: what the official release tells of it, if it is a film of that.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Film:
     script: Path | None
     source: Source | None = None
     stamp: tuple[int, int] = (0, 0)
+    release: ReleaseEntry | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +111,7 @@ def expand(
     config: DownloadConfig | None = None,
     *,
     retry_failed: bool = False,
+    withheld: Callable[[Address], tuple[str, str] | None] = lambda address: None,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
 ) -> tuple[list[Path], list[Dropped]]:
     """Find the files that sources stand for; what is to be had from the network is fetched.
@@ -117,6 +121,7 @@ def expand(
         downloads: folder for what is fetched.
         config: how it is fetched.
         retry_failed: try also addresses that an earlier run says failed for good.
+        withheld: stage and reason of an address that is not to be asked; None where it may be.
         progress: called as films are fetched with films done, films to fetch, and the address.
 
     Returns:
@@ -128,6 +133,11 @@ def expand(
     named = _Named()
     for source in sources:
         named.add(source)
+    for key, address in list(named.addresses.items()):
+        if (why := withheld(address)) is not None:
+            stage, reason = why
+            named.dropped.append(Dropped(Path(), stage, f"{address.public}: {reason}", address.public))
+            del named.addresses[key]
     if named.addresses:
         from curation.download import fetch
 
@@ -286,7 +296,8 @@ def rights_of(film: Film, script: SidecarScript | None) -> Rights:
     """On what terms a film may be used: field by field the word of its maker's script, else that of the site it came from."""
     told, source = script.rights if script else Rights(), film.source
     if source is None:
-        return told
+        address = film.release.url if film.release else None
+        return told.model_copy(update={"source": told.source or address})
     site = Rights(licence=source.licence, uploader=source.uploader, source=source.address, retrieved=source.retrieved)
     return site.model_copy(update=told.model_dump(exclude_none=True))
 

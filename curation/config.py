@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from curation.align import AlignConfig
 from curation.asking import AskConfig
 from curation.audio import AudioConfig
 from curation.clips import ClipConfig
 from curation.cuts import CutsConfig
 from curation.ledger import AskLimits
 from curation.references import ReferenceConfig
+from curation.released import ReleasedConfig
 from curation.scores import ScoresConfig
 from curation.screen import ScreenConfig
 from curation.sound import SoundConfig
@@ -37,6 +39,9 @@ class BuildConfig:
         storyboard_tile: width of a storyboard tile in pixels.
         shares: share of each split; None for the default (everything ``train`` under 20 videos).
         shard_size: bytes after which the next story begins a new tar.
+        contact: where a rights holder reaches whoever publishes the dataset; stands in its card.
+        align: how what the official release tells is laid on a film.
+        released: how its masks become reference images.
     """
 
     annotator: str = "auto"
@@ -59,9 +64,12 @@ class BuildConfig:
     storyboard_tile: int = 240
     shares: dict[str, float] | None = None
     shard_size: int = 256 * 2**20
+    contact: str | None = None
+    align: AlignConfig = field(default_factory=AlignConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
 
 
-LATE = ("shares", "shard_size")
+LATE = ("shares", "shard_size", "contact")
 """Settings that only packing looks at: changing them redoes no film."""
 OUTSIDE = ("limits", "download")
 """Settings that decide how the work is done and nothing of what it gives; they stand in no manifest."""

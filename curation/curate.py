@@ -11,15 +11,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from animeshooter_dataset import DataError, DroppedRecord, FilmRecord, RightsRecord, ShotScores
+from animeshooter_dataset import DataError, DroppedRecord, Evidence, FilmRecord, RightsRecord, ShotScores
 from curation.annotators import question_of
-from curation.asking import prompt
+from curation.asking import ABOUT, prompt
 from curation.clips import ClipConfig, ClipInfo, ClipSpan, FilmShots, cut_clips
 from curation.collect import Dropped, Film, rights_of, title_of
 from curation.config import LATE, OUTSIDE, BuildConfig
@@ -35,9 +35,12 @@ from curation.sound import FilmSound, hear
 from curation.staging import fingerprint, staged
 from curation.story import Picture, StudiedFilm
 
+if TYPE_CHECKING:
+    from curation.align import Alignment
+
 STAGES = ("screen", "cuts", "clips", "scores", "rows")
 """Names under which the progress of a film is told, and under which it is dropped."""
-REVISION = 5
+REVISION = 6
 """Raised when a stage's code changes its results, so that staged results of older code are not taken for new ones."""
 
 
@@ -90,6 +93,7 @@ def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str]
     result = home / f"result-{marks.result}.json"
     if result.is_file():
         return result
+    ABOUT.set(film.id)
     curated = _Run(film, config, home, marks, progress).through()
     home.mkdir(parents=True, exist_ok=True)
     partial = result.with_suffix(".partial")
@@ -100,9 +104,10 @@ def curate(film: Film, config: BuildConfig, work: Path, progress: Callable[[str]
 
 def _marks_of(film: Film, config: BuildConfig) -> _Marks:
     judge = [config.judge, asdict(config.ask), *(prompt(f"judge_{what}.md") for what in JUDGED)] if config.judge else None
-    screened = fingerprint(REVISION, asdict(config.screen), judge)
+    release = [film.release.sha256, asdict(config.align)] if film.release else None
+    screened = fingerprint(REVISION, asdict(config.screen), judge, bool(release))
     cuts = fingerprint(REVISION, asdict(config.cuts))
-    clips = fingerprint(cuts, asdict(config.clips))
+    clips = fingerprint(cuts, asdict(config.clips), release)
     scores = fingerprint(clips, screened, asdict(config.scores), asdict(config.sound), judge)
     settings = {name: value for name, value in asdict(config).items() if name not in (*LATE, *OUTSIDE)}
     words = film.script.read_text(errors="replace") if film.script else None
@@ -129,6 +134,7 @@ class _Run:
     stage: str = "script"
     script: SidecarScript | None = None
     screening: Screening | None = None
+    evidence: list[Evidence] = field(default_factory=list)
 
     def through(self) -> Curated:
         """All stages, or as far as the film gets."""
@@ -143,25 +149,26 @@ class _Run:
         film, config = self.film, self.config
         self.script, dropped = _script_of(film, config)
         judge = judge_of(config.judge, config.ask, config.limits)
-        self.screening = Screening.load(self._staged("screen", lambda folder: screen(film, config.screen, judge).save(folder)))
-        if self.screening.reason:
+        self.screening = Screening.load(self._staged("screen", lambda folder: self._screen(judge).save(folder)))
+        if self.screening.reason and not film.release:
             return self._lost(self.screening.reason)
         cuts = FilmCuts.load(self._staged("cuts", lambda folder: detect_cuts(film.path, config.cuts).save(folder)))
+        told = self._told(cuts)
         if self.script is not None and film.script is not None and config.annotator in ("auto", "sidecar"):
             self.stage = "script"
             check_length(self.script, film.script, film_end(cuts))
-        whole = self._clips(cuts)
+        whole = self._clips(cuts, told.spans if told else shots(cuts))
         picture = self._picture(whole.infos[0])
         store = self._staged("scores", lambda folder: self._score(whole, picture, judge, folder))
         scores = [ShotScores.model_validate(each) for each in json.loads((store / "scores.json").read_text())]
         studied = StudiedFilm(whole, picture, scores, FilmSound.load(store / "sound.npz"))
-        rows = self._staged("rows", lambda folder: write_stories(studied, self.script, config, judge, folder))
-        told = json.loads((rows / "summary.json").read_text())
-        dropped += [Dropped(film.path, stage, reason) for stage, reason in told["dropped"]]
-        if not told["stories"]:
+        rows = self._staged("rows", lambda folder: write_stories(studied, self.script, config, judge, folder, told))
+        written = json.loads((rows / "summary.json").read_text())
+        dropped += [Dropped(film.path, stage, reason) for stage, reason in written["dropped"]]
+        if not written["stories"]:
             raise DataError(dropped[0].reason if dropped else f"{film.path}: no story could be made of it")
         heard = studied.sound.scores(0.0, whole.times[-1])
-        counts = {"stories": told["stories"], "shots": told["shots"], "sound": heard}
+        counts = {"stories": written["stories"], "shots": written["shots"], "sound": heard}
         return Curated(
             record=self._record(state="kept", **counts),
             rights=self._rights("kept"),
@@ -176,8 +183,33 @@ class _Run:
         self.progress(stage)
         return folder
 
-    def _clips(self, cuts: FilmCuts) -> FilmShots:
-        spans = shots(cuts)
+    def _screen(self, judge: Judge | None) -> Screening:
+        """The checks of a film. A film of the official release was chosen by others: nothing but its picture is asked for."""
+        if self.film.release:
+            return screen(self.film, replace(self.config.screen, max_seconds=None), None)
+        return screen(self.film, self.config.screen, judge)
+
+    def _told(self, cuts: FilmCuts) -> Alignment | None:
+        """What the official release tells of a film, laid on the film's own cuts; None for a film of any other origin.
+
+        Raises:
+            DataError: its file cannot be used, or it tells of no story in this film.
+        """
+        if not self.film.release:
+            return None
+        from curation.align import align
+        from curation.release import read_video
+
+        self.stage = "release"
+        video = read_video(self.film.release)
+        told = align(video, cuts, self.config.align)
+        told = replace(told, dropped=(*video.notes, *told.dropped))
+        self.evidence = list(told.evidence)
+        if not told.stories:
+            raise DataError(f"{self.film.path}: {'; '.join(told.dropped) or 'the release tells of no story in it'}")
+        return told
+
+    def _clips(self, cuts: FilmCuts, spans: Sequence[Span]) -> FilmShots:
         times = [*(float(cuts.frames.pts[span.start_frame]) for span in spans), film_end(cuts)]
         store = self._staged("clips", lambda folder: _store_clips(self.film, spans, times, folder, self.config.clips))
         infos = [ClipInfo(**info) for info in json.loads((store / "clips.json").read_text())]
@@ -213,7 +245,7 @@ class _Run:
 
     def _record(self, **values: Any) -> FilmRecord:
         if self.screening is not None:
-            values |= {"evidence": self.screening.evidence, "picture": self.screening.picture}
+            values |= {"evidence": [*self.screening.evidence, *self.evidence], "picture": self.screening.picture}
         return film_record(self.film, **values)
 
     def _rights(self, state: Any) -> RightsRecord:
@@ -231,7 +263,7 @@ def film_end(cuts: FilmCuts) -> float:
 def _script_of(film: Film, config: BuildConfig) -> tuple[SidecarScript | None, list[Dropped]]:
     """The script beside a film. One that cannot be read loses the film, unless its captions are not wanted anyway."""
     if film.script is None:
-        if config.annotator == "sidecar":
+        if config.annotator == "sidecar" and not film.release:
             need = f"no {film.path.stem}.script.json beside it; write one or build with --annotator measure"
             raise DataError(f"{film.path}: {need}")
         return None, []

@@ -23,6 +23,7 @@ from animeshooter_dataset import (
     DroppedRecord,
     FilmRecord,
     Record,
+    RightsRecord,
     parse,
     read_lines,
     read_manifest,
@@ -86,8 +87,10 @@ def _write(
     ) as packer:
         packer.refused.update(manifest.get("masks_refused", {}))
         packer.add_dropped(read_lines(directory / "dropped.jsonl", DroppedRecord))
-        for name in ("films", "rights"):
-            _copy_lines(directory / f"{name}.jsonl", packer.lines[name])
+        _copy_lines(directory / "films.jsonl", packer.lines["films"])
+        for rights in read_lines(directory / "rights.jsonl", RightsRecord):
+            packer.add_rights(rights)
+        packer.keep_ledgers(directory)
         for config in MEMBERS:
             for split in splits(directory, config):
                 for tar in shards(directory, config, split):

@@ -38,7 +38,7 @@ from animeshooter_dataset import (
     splits,
 )
 from curation.card import render_card
-from curation.pack import file_hashes, index_values
+from curation.pack import LEDGERS, file_hashes, index_values
 
 
 @dataclass
@@ -96,7 +96,7 @@ def _check_files(directory: Path, report: LintReport) -> None:
             report.problems.append(f"{name}: differs from the size or sha256 in manifest.json")
     try:
         if render_card(directory, read_manifest(directory)) != (directory / "README.md").read_text(encoding="utf-8"):
-            report.problems.append("README.md: stale, says something else than the shards")
+            report.problems.append("README.md: stale, says something else than the shards; `animeshooter card` writes it anew")
     except (OSError, DataError, ValueError, KeyError, IndexError) as error:
         report.problems.append(f"README.md: cannot be compared with the shards ({type(error).__name__}: {error})")
 
@@ -219,9 +219,19 @@ def _check_joins(report: LintReport, seen: _Seen) -> None:
         (story, said), shot = told[key], seen.shots[key]
         if shot.story != story.key or any(getattr(shot, name) != value for name, value in said):
             report.problems.append(f"{key}: the shot and its story {story.key} say different things")
-        for reference in shot.references:
-            if reference.shot not in told:
-                report.problems.append(f"{key}: a reference comes from {reference.shot}, which is not there")
+        _check_references(key, shot, seen, report)
+    for key, story in sorted(seen.stories.items()):
+        _check_references(key, story, seen, report)
+
+
+def _check_references(key: str, record: ShotRecord | StoryRecord, seen: _Seen, report: LintReport) -> None:
+    """References come from shots that are there, of the same film: what has to go with a film must not show in another."""
+    for reference in record.references:
+        source = seen.shots.get(reference.shot)
+        if source is None:
+            report.problems.append(f"{key}: a reference comes from {reference.shot}, which is not there")
+        elif source.video != record.video:
+            report.problems.append(f"{key}: a reference comes from {reference.shot}, which is of another video")
 
 
 def _check_index(directory: Path, report: LintReport, seen: _Seen) -> None:
@@ -266,6 +276,13 @@ def _check_rights(directory: Path, report: LintReport, seen: _Seen) -> None:
             report.problems.append(f"films.jsonl: {video} has {told[str(video)]} stories, its line says {kept.get(video, 0)}")
     for _ in _lines(directory / "dropped.jsonl", DroppedRecord, report):
         pass
+    for name, kind in LEDGERS.items():
+        if (directory / f"{name}.jsonl").is_file():
+            for line in _lines(directory / f"{name}.jsonl", kind, report):
+                if line.video not in named:
+                    report.problems.append(f"{name}.jsonl: rights.jsonl has no line for {line.video}")
+                if name == "removals" and line.video in seen.videos:
+                    report.problems.append(f"removals.jsonl: {line.video} was removed but still has rows")
 
 
 def _lines(path: Path, kind: type[Any], report: LintReport) -> Iterator[Any]:

@@ -6,6 +6,7 @@ alone: stories lie in the order of their videos' ids, tars carry no times or own
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
@@ -28,13 +29,17 @@ from animeshooter_dataset import (
     MEMBERS,
     SCHEMA_VERSION,
     AudioRecord,
+    AvailabilityRecord,
     DataError,
     DroppedRecord,
     FilmRecord,
+    Record,
+    RemovalRecord,
     RightsRecord,
     ShotRecord,
     StoryRecord,
     dump,
+    read_lines,
     split_of,
 )
 from curation.card import render_card
@@ -44,8 +49,12 @@ MIN_VIDEOS_TO_SPLIT = 20
 DEFAULT_SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 INDEX_ROWS = 4096
 """Rows of the index written at a time: a row group of its file."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Arguments of renameat2(2): paths as they are, and exchange both."""
 LINES = ("films", "rights", "dropped")
 """Files of one line a film, a video or a loss."""
+LEDGERS: dict[str, type[Any]] = {"availability": AvailabilityRecord, "removals": RemovalRecord}
+"""Files of lines that outlive a build: they are there once there is something to say, see :meth:`Packer.keep_ledgers`."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,7 @@ class Packer:
         self.files: dict[str, dict[str, Any]] = {}
         self.writers: dict[tuple[str, str], Shards] = {}
         self.indexes: dict[str, Index] = {}
+        self.videos: set[str] = set()
         self.lines = {name: Hashed(directory / f"{name}.jsonl") for name in LINES}
 
     def __enter__(self) -> Packer:
@@ -214,7 +224,34 @@ class Packer:
         """Append the lines on a film, kept or not; one that could not be read has no rights to state."""
         self.lines["films"].write(dump(record) + b"\n")
         if rights is not None:
-            self.lines["rights"].write(dump(rights) + b"\n")
+            self.add_rights(rights)
+
+    def add_rights(self, rights: RightsRecord) -> None:
+        """Append the line of rights of a video."""
+        self.videos.add(rights.video)
+        self.lines["rights"].write(dump(rights) + b"\n")
+
+    def keep_ledgers(self, earlier: Path, availability: Iterable[AvailabilityRecord] = ()) -> None:
+        """Take over what outlives a dataset from an earlier one; comes after all films.
+
+        That is: rights that were withdrawn, all removals, and the availability of the videos that have a line of rights here,
+        for which ``availability`` may say something newer. Where there is nothing to say, there is no file.
+        """
+        if (earlier / "rights.jsonl").is_file():
+            for rights in read_lines(earlier / "rights.jsonl", RightsRecord):
+                if rights.state == "withdrawn" and rights.video not in self.videos:
+                    self.add_rights(rights)
+        removals, before = earlier / "removals.jsonl", earlier / "availability.jsonl"
+        known = {line.video: line for line in read_lines(before, AvailabilityRecord)} if before.is_file() else {}
+        known |= {line.video: line for line in availability}
+        self._add_ledger("availability", (known[video] for video in sorted(known) if video in self.videos))
+        self._add_ledger("removals", read_lines(removals, RemovalRecord) if removals.is_file() else ())
+
+    def _add_ledger(self, name: str, records: Iterable[Record]) -> None:
+        for record in records:
+            if name not in self.lines:
+                self.lines[name] = Hashed(self.directory / f"{name}.jsonl")
+            self.lines[name].write(dump(record) + b"\n")
 
     def add_dropped(self, losses: Iterable[DroppedRecord]) -> None:
         """Append lines on what was dropped."""
@@ -267,20 +304,34 @@ class Packer:
         for index in self.indexes.values():
             index.close()
         self.files |= {f"{name}.jsonl": lines.close() for name, lines in self.lines.items()}
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
+        values = {
             **settings,
             "dropped": dict(sorted(self.dropped.items())),
             "masks_refused": dict(sorted(self.refused.items())),
             "rejected_by": dict(sorted(self.rejected.items())),
         }
-        (self.directory / "README.md").write_text(render_card(self.directory, manifest), encoding="utf-8")
-        small = [self.directory / "README.md", *(index.path for index in self.indexes.values())]
-        self.files |= {path.relative_to(self.directory).as_posix(): file_hash(path) for path in small}
-        (self.directory / "manifest.json").write_text(
-            json.dumps({**manifest, "files": dict(sorted(self.files.items()))}, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        self.files |= {path.relative_to(self.directory).as_posix(): file_hash(path) for path in self._index_files()}
+        write_manifest(self.directory, values, self.files)
+
+    def _index_files(self) -> list[Path]:
+        return [index.path for index in self.indexes.values()]
+
+
+def write_manifest(directory: Path, values: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> None:
+    """Write card and manifest of a dataset directory in which everything else stands.
+
+    Args:
+        directory: the dataset.
+        values: what the manifest says besides the files; ``files`` in it does not count, ``schema_version`` is the current one
+            if it is not in it.
+        files: size and sha256 of every other file, by relative path.
+    """
+    manifest = {"schema_version": SCHEMA_VERSION, **{name: value for name, value in values.items() if name != "files"}}
+    card = directory / "README.md"
+    card.write_text(render_card(directory, manifest), encoding="utf-8")
+    everything = dict(sorted({**files, card.name: file_hash(card)}.items()))
+    text = json.dumps({**manifest, "files": everything}, indent=1, ensure_ascii=False) + "\n"
+    (directory / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def shares_for(asked: Mapping[str, float] | None, kept: Iterable[bool]) -> Mapping[str, float]:
@@ -333,17 +384,39 @@ def check_target(out: Path) -> None:
 
 
 def publish(finished: Path, out: Path) -> None:
-    """Move a finished directory to its place; an earlier dataset there is replaced, and is whole until then."""
+    """Move a finished directory to its place; an earlier dataset there is replaced in one step and then removed.
+
+    Where the system cannot exchange two folders, there is a moment between two renames in which a kill leaves the earlier
+    dataset at ``OUT.old``; :func:`recover` puts it back.
+    """
     old = out.with_name(f"{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
+    if not out.exists():
+        os.replace(finished, out)
+    elif _exchange(finished, out):
+        os.replace(finished, old)
+    else:
         os.replace(out, old)
-    os.replace(finished, out)
+        os.replace(finished, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders of one file system in one step; False where that cannot be done (not Linux, some network disks)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(one.absolute()), AT_FDCWD, os.fsencode(other.absolute()), RENAME_EXCHANGE) == 0
 
 
 def recover(out: Path) -> None:
-    """Put an earlier dataset back that a run which was killed between the two renames of :func:`publish` had moved away."""
+    """Put right what a killed run left: a dataset that was moved away between the two renames of :func:`publish` comes back.
+
+    What else such a run left beside the dataset goes: it may hold what was taken out of it.
+    """
     old = out.with_name(f"{out.name}.old")
     if old.is_dir() and not out.exists():
         os.replace(old, out)
+    for left in (old, out.with_name(f"{out.name}.edition")):
+        shutil.rmtree(left, ignore_errors=True)

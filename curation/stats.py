@@ -96,6 +96,7 @@ class Films:
         return {
             "named": self.states.total(),
             "unavailable": self.states["unavailable"],
+            "withdrawn": self.states["withdrawn"],
             "unreadable_or_twice": unread,
             "screened_out": screened,
             "lost_later": self.states["dropped"] - unread - screened,
@@ -163,14 +164,14 @@ def funnel(found: Mapping[str, Any], rules: RuleReport) -> list[Step]:
     groups = ("collect: ", "screen: ")
     unread, screened = ({name.removeprefix(group): n for name, n in by.items() if name.startswith(group)} for group in groups)
     later = {name: number for name, number in by.items() if not name.startswith(groups)}
-    available = films["named"] - films["unavailable"]
+    available = films["named"] - films["unavailable"] - films["withdrawn"]
     readable = available - films["unreadable_or_twice"]
     stories = found["dropped"]["by_stage"].get("script", 0) - by.get("script", 0)
     failing = {f"{one.name} (alone {one.alone})": one.shots for one in rules.rules if one.shots}
     left, cards = rules.shots - rules.rejected, whole["cards_not_rejected"]
     return [
         Step("films named", films["named"], {}, "films"),
-        Step("available", available, _some({"unavailable": films["unavailable"]}), "films"),
+        Step("available", available, _some({name: films[name] for name in ("unavailable", "withdrawn")}), "films"),
         Step("readable, each once", readable, unread, "films"),
         Step("passed the screen", readable - films["screened_out"], screened, "films"),
         Step("curated", films["kept"], later, "films"),

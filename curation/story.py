@@ -7,15 +7,16 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
 from animeshooter_dataset import (
+    AnnotatedBy,
     AudioRecord,
     DataError,
     Reference,
@@ -33,13 +34,18 @@ from curation.collect import Dropped, rights_of, title_of
 from curation.config import BuildConfig
 from curation.judge import Judge
 from curation.listener import listener_of
-from curation.references import ReferenceImage, find_references, sheet
+from curation.references import ReferenceImage, ReferenceResult, find_references, sheet
 from curation.script import NoAnswer, Sample, StoryScript, StoryView
 from curation.segment_models import segmenter_of
 from curation.sidecar import SidecarScript
 from curation.sound import FilmSound
 from curation.verify import verifier_of
 
+if TYPE_CHECKING:
+    from curation.align import AlignedStory
+
+RELEASE_LICENCE = "CC BY-NC 4.0"
+"""Licence of the words and masks of the official AnimeShooter release, as its project page states it."""
 Picture = tuple[int, int, int, int]
 """A box (x0, y0, x1, y1) in pixels, ends exclusive."""
 
@@ -90,8 +96,12 @@ class StoryWriter:
     folder: Path
     titles: Sequence[Any]
 
-    def write(self, numbers: Sequence[int], key: str) -> tuple[StoredStory, list[ChosenClip], list[Dropped]]:
+    def write(
+        self, numbers: Sequence[int], key: str, aligned: AlignedStory | None = None
+    ) -> tuple[StoredStory, list[ChosenClip], list[Dropped]]:
         """Make one story of the shots ``numbers`` of the film, with its media but those of its audio clips.
+
+        ``aligned`` is what the official release tells of it; without that an annotator is asked.
 
         Raises:
             DataError: no script could be made of it.
@@ -99,17 +109,17 @@ class StoryWriter:
         """
         view = self._view(numbers)
         whole, config = self.studied.whole, self.config
-        told = annotator_of(whole.film, self.script, config).annotate(view)
-        found = self._references(told, view)
+        told = aligned.script if aligned else annotator_of(whole.film, self.script, config).annotate(view)
+        found = self._references(told, view, aligned)
         annotations = [self._annotation(view, told, place, key, numbers) for place in range(len(numbers))]
-        origin = self._origin(told)
+        origin = self._origin(told, RELEASE_LICENCE if aligned else None)
         story = self._story(view, told, annotations, found.images, origin, key)
         shots = []
         for place, number in enumerate(numbers):
             _link(whole.clips[number], self.folder / f"{annotations[place].key}.mp4")
-            shots.append(self._shot(annotations[place], story, found.images, origin, number))
-        listener = listener_of(config.audio.listener, config.ask, config.limits, language=config.language)
-        clips, dropped = choose_clips(whole, self.studied.sound, story, told.sounds, origin, config.audio, listener)
+            shot = self._shot(annotations[place], story, found.images, origin, number)
+            shots.append(_with_cuts(shot, aligned.cuts_inside[place]) if aligned else shot)
+        clips, dropped = self._sounds(told, story, origin, measured=aligned is None)
         refused = Counter(re.sub(r"\d[\d.]*", "#", rejected.reason) for rejected in found.rejected)
         language = config.language if told.annotator.model else None
         doubts = [problem for problem in check_captions(told, language) if problem.fatal]
@@ -119,6 +129,21 @@ class StoryWriter:
                 Dropped(whole.film.path, "captions", f"{whole.film.path}: {key}: {doubts[0]}{more} (kept, want a look)")
             )
         return StoredStory(story=story, shots=shots, refused=dict(sorted(refused.items()))), clips, dropped
+
+    def _sounds(
+        self, told: StoryScript, story: StoryRecord, origin: dict[str, Any], *, measured: bool
+    ) -> tuple[list[ChosenClip], list[Dropped]]:
+        """The story's audio clips; where its script gives none, they are found by measure if that is wanted."""
+        config = self.config
+        if not measured:
+            from curation.align import AUDIO_MODEL
+
+            if not told.sounds:
+                return [], []
+            origin = origin | {"annotator": AnnotatedBy(kind="release", model=AUDIO_MODEL)}
+            config = replace(config, audio=replace(config.audio, snap_seconds=max(1.0, config.audio.snap_seconds)))
+        listener = listener_of(config.audio.listener, config.ask, config.limits, language=config.language)
+        return choose_clips(self.studied.whole, self.studied.sound, story, told.sounds, origin, config.audio, listener)
 
     def _view(self, numbers: Sequence[int]) -> StoryView:
         whole, config = self.studied.whole, self.config
@@ -141,7 +166,11 @@ class StoryWriter:
             motion=[whole.cuts.frames.difference[part] for part in frames],
         )
 
-    def _references(self, told: StoryScript, view: StoryView) -> Any:
+    def _references(self, told: StoryScript, view: StoryView, aligned: AlignedStory | None) -> ReferenceResult:
+        if aligned:
+            from curation.released import release_references
+
+            return release_references(aligned, self.studied.whole, self.config.released)
         config = self.config.references
         try:
             segmenter = segmenter_of(config.segmenter, device=config.device, dtype=config.dtype)
@@ -149,20 +178,21 @@ class StoryWriter:
             raise NoAnswer(str(error)) from None  # the model is at fault and not the story
         return find_references(told, view, config, segmenter, verifier_of(config.verifier, self.judge))
 
-    def _origin(self, told: StoryScript) -> dict[str, Any]:
+    def _origin(self, told: StoryScript, annotation_licence: str | None) -> dict[str, Any]:
         rights = rights_of(self.studied.whole.film, self.script)
         return {
             "video": self.studied.whole.film.id,
             "split": "train",  # settled when all films are known, see curation.pack
             "licence": rights.licence,
             "attribution": rights.attribution,
+            "annotation_licence": annotation_licence,
             "annotator": told.annotator,
         }
 
     def _annotation(self, view: StoryView, told: StoryScript, place: int, key: str, numbers: Sequence[int]) -> ShotAnnotation:
         span, words = view.spans[place], told.shots[place]
         annotated, best = words.annotated or (None, None), words.representative or (None, None)
-        measured = None if told.annotator.kind == "sidecar" else self.titles[numbers[place]]
+        measured = None if told.annotator.kind in ("sidecar", "release") else self.titles[numbers[place]]
         pts = self.studied.whole.cuts.frames.pts
         doubts = {*self.studied.whole.cuts.possible, *(int(np.searchsorted(pts, time - 1e-6)) for time in words.possible_cuts)}
         return ShotAnnotation(
@@ -252,6 +282,10 @@ class StoryWriter:
             sound=self.studied.sound.scores(annotation.start_time, annotation.end_time),
             picture=self.studied.picture,
         )
+
+
+def _with_cuts(shot: ShotRecord, inside: int) -> ShotRecord:
+    return shot.model_copy(update={"scores": shot.scores.model_copy(update={"cuts_inside": float(inside)})})
 
 
 def _reference(image: ReferenceImage, box: Sequence[int], story: str) -> Reference:

@@ -38,6 +38,7 @@ MEASURES: dict[str, tuple[str, float | None, float]] = {
 """What is measured: a label, the mean that the paper gives (None where it gives none), and how finely values are told apart."""
 SCORES: dict[str, tuple[str, float]] = {
     "text_cover": ("share under text", 0.0005),
+    "cuts_inside": ("hard cuts inside", 1.0),
     "motion": ("motion, diagonals a second", 0.0005),
     "held_frames": ("share of held frames", 0.005),
     "brightness": ("brightness, of 255", 0.5),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from animeshooter_dataset import DataError, slug
@@ -66,6 +66,18 @@ class DownloadConfig:
     timeout: float = 30.0
 
 
+class Pace(Protocol):
+    """Settings that a :class:`Gate` needs, see :class:`DownloadConfig`."""
+
+    @property
+    def interval(self) -> float:
+        """Least seconds from one request to a host to the next."""
+
+    @property
+    def patience(self) -> float:
+        """Longest wait in seconds that a server may ask for."""
+
+
 class Problem(Exception):
     """Why an address gave no film, as one line."""
 
@@ -84,9 +96,9 @@ class LeftAlone(Problem):
 
 
 class Gate:
-    """Keeps requests to one host apart; :attr:`stopped` ends all waiting and all downloads."""
+    """Keeps requests to one host apart; :attr:`stopped` ends all waiting and all that asks through it."""
 
-    def __init__(self, config: DownloadConfig) -> None:
+    def __init__(self, config: Pace) -> None:
         self.config = config
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -106,6 +118,11 @@ class Gate:
         """Let no request to the host of ``url`` start for so long."""
         with self._lock:
             self._next[_host(url)] = max(self._next.get(_host(url), 0.0), time.monotonic() + seconds)
+
+    def heed(self, url: str, status: int, headers: Mapping[str, str]) -> None:
+        """Take an answer to heart that asks for a pause: 429 or 503 with ``Retry-After``."""
+        if status in (429, 503):
+            self.hold(url, _retry_after(headers.get("Retry-After")))
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless everything is being stopped."""
@@ -156,7 +173,7 @@ class FilmDownload:
 
     def _once(self) -> Path:
         try:
-            with self._client() as client:
+            with yt_dlp_client(self._settings(), self._ask) as client:
                 self._fetching = False
                 info = self._look(client)
                 self._check(info)
@@ -254,35 +271,9 @@ class FilmDownload:
         for left in self.partial.glob(f"{self.address.key}.*"):
             left.unlink(missing_ok=True)
 
-    def _client(self) -> Any:
-        """A yt-dlp that asks through the gate and trusts nothing outside these settings."""
-        import yt_dlp
-        import yt_dlp.globals
-
-        yt_dlp.globals.plugin_dirs.value = []
-        yt_dlp.globals.all_plugins_loaded.value = True
-        ask = self._ask
-
-        class Client(yt_dlp.YoutubeDL):
-            def urlopen(self, req: Any) -> Any:
-                return ask(super().urlopen, yt_dlp.networking.Request(req) if isinstance(req, str) else req)
-
-        return Client(self._settings())
-
     def _settings(self) -> dict[str, Any]:
         config = self.config
         return {
-            "quiet": True,
-            "no_warnings": True,
-            "noprogress": True,
-            "color": "never",
-            "logger": _Silent(),
-            "cachedir": False,
-            "enable_file_urls": False,
-            "usenetrc": False,
-            "geo_bypass": False,
-            "remote_components": [],
-            "noplaylist": True,
             "extract_flat": "in_playlist",
             "playlist_items": "1:2",
             "format": _choose,
@@ -295,7 +286,6 @@ class FilmDownload:
             "updatetime": False,
             "retries": config.retries,
             "fragment_retries": config.retries,
-            "extractor_retries": 0,
             "retry_sleep_functions": dict.fromkeys(("http", "fragment"), lambda n: self._pause(n + 1)),
             "socket_timeout": config.timeout,
             "ratelimit": config.bytes_per_second,
@@ -315,8 +305,7 @@ class FilmDownload:
         try:
             response = send(request)
         except HTTPError as error:
-            if error.status in (429, 503):
-                self.gate.hold(request.url, _retry_after(error.response.headers.get("Retry-After")))
+            self.gate.heed(request.url, error.status, error.response.headers)
             if error.status == 416:  # nothing is left to send: yt-dlp asks for the length, with these very headers
                 for name in ("Range", "If-Range"):
                     request.headers.pop(name, None)
@@ -338,8 +327,8 @@ class FilmDownload:
         from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
         from yt_dlp.utils import ExtractorError, UnsupportedError
 
-        reason = self._words(str(error)) or type(error).__name__
-        for cause in _causes(error):
+        reason = plain_words(str(error), self.address) or type(error).__name__
+        for cause in causes(error):
             if isinstance(cause, Problem):
                 return cause
             if isinstance(cause, HTTPError):
@@ -347,9 +336,9 @@ class FilmDownload:
                 gone = cause.status in _GONE and not (cause.status == 403 and known_site)
                 return Problem(f"HTTP {cause.status} {one_line(cause.reason or '')}".strip(), permanent=gone)
             if isinstance(cause, TransportError):
-                return Problem(self._words(str(cause)))
+                return Problem(plain_words(str(cause), self.address))
             if isinstance(cause, RequestError):  # another scheme than http, as a redirect or page may name it
-                return Problem(f"leads to what may not be fetched: {self._words(str(cause))}", permanent=True)
+                return Problem(f"leads to what may not be fetched: {plain_words(str(cause), self.address)}", permanent=True)
             if isinstance(cause, OSError) and cause.errno in _FATAL:
                 raise cause
             if isinstance(cause, UnsupportedError):
@@ -357,16 +346,6 @@ class FilmDownload:
             if isinstance(cause, ExtractorError) and cause.expected:
                 return Problem(reason, permanent=not _PASSING.search(reason))
         return Problem(reason)
-
-    def _words(self, text: str) -> str:
-        """The words of an error as one short line without keys."""
-        text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(self.address.url, self.address.public)
-        text = self.address.censored(text)
-        text = re.sub(r"https?://[^\s'\"<>]+", lambda found: public_address(found.group()), text)
-        text = re.split(r";? please report this issue|\(caused by|If you believe|Use --", text)[0]
-        text = re.sub(r"^HTTPS?Connection\(.*?\): ", "", text)
-        text = re.sub(r"^ERROR: |^(ERROR: )?\[[\w:+-]+\] ([\w-]+: )?", "", text)
-        return one_line(" ".join(text.split()))[:300]
 
 
 def _choose(offered: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -397,7 +376,52 @@ class _Silent:
     info = warning = error = debug
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def yt_dlp_client(settings: Mapping[str, Any], ask: Callable[[Callable[[Any], Any], Any], Any]) -> Any:
+    """A yt-dlp that trusts nothing outside these settings and sends every request through ``ask``.
+
+    Args:
+        settings: parameters of yt-dlp besides those that keep it quiet and on its own.
+        ask: called with a function that sends a request, and the request; returns the response.
+    """
+    import yt_dlp
+    import yt_dlp.globals
+
+    yt_dlp.globals.plugin_dirs.value = []
+    yt_dlp.globals.all_plugins_loaded.value = True
+
+    class Client(yt_dlp.YoutubeDL):
+        def urlopen(self, req: Any) -> Any:
+            return ask(super().urlopen, yt_dlp.networking.Request(req) if isinstance(req, str) else req)
+
+    own = {
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "color": "never",
+        "logger": _Silent(),
+        "cachedir": False,
+        "enable_file_urls": False,
+        "usenetrc": False,
+        "geo_bypass": False,
+        "remote_components": [],
+        "noplaylist": True,
+        "extractor_retries": 0,
+    }
+    return Client({**own, **settings})
+
+
+def plain_words(text: str, address: Address) -> str:
+    """The words of an error of yt-dlp's as one short line without keys of the address it was about."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(address.url, address.public)
+    text = address.censored(text)
+    text = re.sub(r"https?://[^\s'\"<>]+", lambda found: public_address(found.group()), text)
+    text = re.split(r";? please report this issue|\(caused by|If you believe|You might want to use|Use --", text)[0]
+    text = re.sub(r"^HTTPS?Connection\(.*?\): ", "", text)
+    text = re.sub(r"^(ERROR: )?(\[[\w:+-]+\] ([\w-]+: )?)?", "", text)
+    return one_line(" ".join(text.split()))[:300]
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
     """An error and what led to it, nearest first; yt-dlp keeps it in ``exc_info`` and ``cause``."""
     found: list[BaseException] = []
     while isinstance(error, BaseException) and error not in found:

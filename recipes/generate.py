@@ -192,8 +192,11 @@ def generate(
 
 
 def _training(checkpoint: str | Path) -> dict[str, Any]:
-    """The training record of a local checkpoint; empty where there is none."""
-    path = Path(checkpoint) / "training.json"
+    """The training record of a checkpoint, of this machine or of the Hub; empty where there is none."""
+    from model.checkpoint import resolve
+
+    with model_errors():
+        path = resolve(checkpoint) / "training.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

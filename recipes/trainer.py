@@ -32,6 +32,7 @@ from animeshooter_clips import ClipSpec
 from animeshooter_dataset import DataError
 from animeshooter_streams import Batch, DrawnStream, ShotStream, StoryStream, share_of
 from recipes.config import Config, as_json, override
+from recipes.record import data_of, machine, parameters_of, read_record, run_record
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -139,14 +140,9 @@ def read_parent(stage: Stage, path: Path | None) -> dict[str, Any] | None:
         if "preset" not in stage.parents:
             raise DataError(f"{stage.name} starts from a checkpoint of {wanted}: give it with --from")
         return None
-    record = path / "training.json"
-    try:
-        training = json.loads(record.read_text(encoding="utf-8"))
-        found = training["stage"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not a checkpoint of these recipes (no readable training.json)") from None
-    if found not in stage.parents:
-        raise DataError(f"{path}: a checkpoint of stage {found}; {stage.name} starts from {wanted or 'a preset'}")
+    training = read_record(path)
+    if training["stage"] not in stage.parents:
+        raise DataError(f"{path}: a checkpoint of stage {training['stage']}; {stage.name} starts from {wanted or 'a preset'}")
     return training
 
 
@@ -280,12 +276,14 @@ def run(stage: Stage, config: Config, data: Path, out: Path, parent: Path | None
             warnings.simplefilter("ignore")
         stream = open_stream(stage, config, data)
     share_of(len(stream), config.train.global_batch, world, config.train.accumulate)
+    read = data_of(stream, stage.name, config.train.steps, parent) if main_process else None
     module = StageModule(load_model(stage, config, parent), stage, config)
     optimizer = torch.optim.AdamW(
         module.gen.trainable_parameters(stage.name),
         lr=config.train.learning_rate,
         weight_decay=config.train.weight_decay,
     )
+    known: dict[str, Any] = {"data": read, "parameters": parameters_of(module.gen), "optimizer": _describe(optimizer, config)}
     model, optimizer = accelerator.prepare(module, optimizer)
     model.train()
     say(f"{stage.name}: {world} process{'es' if world > 1 else ''} on {accelerator.device.type}")
@@ -293,14 +291,17 @@ def run(stage: Stage, config: Config, data: Path, out: Path, parent: Path | None
     work = out.with_name(f"{out.name}.partial")
     if main_process:
         _fresh(work)
+    began = time.perf_counter()
     losses = _loop(accelerator, model, optimizer, stream, config, work / "log.jsonl")
+    known |= {"losses": losses, "seconds": time.perf_counter() - began, "ran_on": machine(accelerator)}
     state = _full_state(accelerator, model)
     if main_process:
         gen = module.gen
         if state is not None:
             gen = load_model(stage, config, parent)
             gen.load_state_dict({name.removeprefix("gen."): value for name, value in state.items()})
-        _save(gen, stage, config, stream, losses, work, out, parent)
+        known["data"].told.update(stream.state_dict())
+        _save(gen, stage, config, known, work, out, parent)
         del gen
     say(f"{stage.name}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps; wrote {out}")
     accelerator.wait_for_everyone()
@@ -391,27 +392,21 @@ def _fresh(work: Path) -> None:
     work.mkdir(parents=True)
 
 
-def _save(
-    gen: Any, stage: Stage, config: Config, stream: Stream, losses: list[float], work: Path, out: Path, parent: Path | None
-) -> None:
-    """Write the checkpoint beside ``out`` and put it in place in one rename."""
-    from importlib.metadata import version
+def _describe(optimizer: torch.optim.Optimizer, config: Config) -> dict[str, Any]:
+    """The optimizer and its schedule, for the record."""
+    settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    warmup = f"linear over {config.train.warmup} steps, then constant" if config.train.warmup else "constant"
+    return {"name": type(optimizer).__name__, **settings, "schedule": warmup, "clip_norm": config.train.clip_norm}
 
+
+def _save(gen: Any, stage: Stage, config: Config, known: dict[str, Any], work: Path, out: Path, parent: Path | None) -> None:
+    """Write the checkpoint beside ``out`` and put it in place in one rename; ``known`` is what :func:`run_record` wants."""
     whole = work / "checkpoint"
     gen.save_pretrained(whole, share_with=parent)
-    training = {
-        "stage": stage.name,
-        "parent": None if parent is None else {"path": str(parent), "stage": read_parent(stage, parent)["stage"]},  # type: ignore[index]
-        "preset": config.preset,
-        "config": dataclasses.asdict(config),
-        "dataset": {"directory": str(stream.directory), **stream.state_dict()},
-        "steps": len(losses),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "losses": losses,
-        "versions": {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers", "peft")},
-    }
+    training = run_record(stage=stage.name, config=config, parent=parent, **known)
     (whole / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    films = (json.dumps(film, ensure_ascii=False) for film in known["data"].films)
+    (whole / "films.jsonl").write_text("".join(f"{line}\n" for line in films), encoding="utf-8")
     shutil.copyfile(work / "log.jsonl", whole / "log.jsonl")
     if out.exists():  # empty, as `run` saw to
         out.rmdir()

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import animeshooter_dataset as dataset
-from animeshooter_dataset import AnimeShooter, DataError
-from curation.build import build, public_settings
+from animeshooter_dataset import AnimeShooter, DataError, FilmRecord, RightsRecord, read_lines
+from curation.build import build
 from curation.clips import ClipConfig
 from curation.config import BuildConfig
+from curation.job import public_settings
 from curation.lint import lint
 from curation.video import read_frames
 
@@ -224,7 +225,7 @@ def test_a_second_build_on_one_output_and_a_full_disk_are_one_line(tmp_path, mon
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("curation.build._pack", full)
+    monkeypatch.setattr("curation.job.Job._pack", full)
     with pytest.raises(DataError, match=r"cannot write.*No space left.*run again to go on"):
         build([film], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -299,3 +300,39 @@ def test_builds_killed_at_random_leave_nothing_visible_and_end_at_the_same_bytes
     assert json.loads(result.stdout)["shots"] == len(built.SHOTS)
     assert hashes(tmp_path / "out") == hashes(directory) == hashes(tmp_path / "undisturbed")
     assert not (tmp_path / "out.work").exists()
+
+
+def test_what_is_opted_out_or_known_to_be_gone_is_not_asked_for(tmp_path, monkeypatch):
+    from media_server import MediaServer, Served
+
+    from curation.origin import Address
+    from curation.source_list import key_of
+    from curation.ytdlp import DownloadConfig
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    film = built.write_walkers(tmp_path).read_bytes()
+    with MediaServer() as server:
+        addresses = {name: f"{server.url}/{name}.mp4" for name in ("here", "never", "gone")}
+        for name in addresses:
+            server.serve(f"/{name}.mp4", Served(film))
+        (tmp_path / "never.txt").write_text(f"{addresses['never']}  # asked in a letter\n")
+        seen = {"source": addresses["gone"], "state": "gone", "reason": "HTTP 404", "checked": "2026-11-01"}
+        seen["video"] = key_of(Address.parse(addresses["gone"]))
+        (tmp_path / "seen.jsonl").write_text(json.dumps(seen) + "\n")
+        lists = {"opt_out": [tmp_path / "never.txt"], "availability": tmp_path / "seen.jsonl"}
+        config = BuildConfig(download=DownloadConfig(interval=0.0))
+        assert build(list(addresses.values()), tmp_path / "out", config, **lists).films == 1
+        assert {asked.path for asked in server.asked} == {"/here.mp4"}
+    rights = {line.source: line.state for line in read_lines(tmp_path / "out" / "rights.jsonl", RightsRecord)}
+    assert rights == {addresses["here"]: "kept", addresses["never"]: "withdrawn", addresses["gone"]: "unavailable"}
+    assert lint(tmp_path / "out", decode=False).problems == []
+
+
+def test_an_opted_out_uploader_is_known_by_the_script_beside_the_film(tmp_path):
+    film = built.write_walkers(tmp_path)
+    other = films.write_film(tmp_path / "other.mp4", frames=30)
+    (tmp_path / "never.txt").write_text("uploader:Tests\n")
+    report = build([film, other], tmp_path / "out", opt_out=[tmp_path / "never.txt"])
+    states = {line.film: line.state for line in read_lines(tmp_path / "out" / "films.jsonl", FilmRecord)}
+    assert (report.films, sorted(states.values())) == (1, ["kept", "withdrawn"])
+    assert "walk" not in (tmp_path / "out" / "dropped.jsonl").read_text().replace("walkers-", "")

@@ -42,7 +42,7 @@ def test_each_stage_trains_what_it_says_and_nothing_else(chain):
 def test_a_checkpoint_says_what_made_it(chain, dataset):
     training = json.loads((chain["multi_shot"] / "training.json").read_text())
     assert training["stage"] == "multi_shot"
-    assert training["parent"] == {"path": str(chain["single_shot"]), "stage": "single_shot"}
+    assert training["parent"] == {"name": "single_shot", "stage": "single_shot"}
     assert (training["preset"], training["steps"], len(training["losses"])) == ("tiny", 2, 2)
     assert training["config"]["data"]["clip"]["frames"] == 9
     assert training["dataset"]["fingerprint"]["shots"] == 8
