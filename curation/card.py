@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from animeshooter_dataset import MEMBERS, SCHEMA_VERSION, features, shards
+from animeshooter_dataset import MEMBERS, SCHEMA_VERSION, features, shards, splits
 from curation.availability import availability_summary
 from curation.card_facts import Facts
 from curation.card_text import cell, hub_licence
@@ -24,6 +24,12 @@ from curation.tally import MEASURES
 
 __all__ = ["cell", "hub_licence", "render_card"]
 
+NOTHING_LEFT = """# Nothing is left of this dataset
+
+Every video of it was withdrawn; `removals.jsonl` says when. `rights.jsonl` stays, so that a later build at this place knows
+what it must not use.
+"""
+"""The card of a dataset of which the last film went."""
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 WRITERS = {
     "sidecar": ("came with the film, in a script beside it", "the film's own licence"),
@@ -79,8 +85,11 @@ def render_card(directory: Path, manifest: Mapping[str, Any]) -> str:
     Raises:
         DataError: a part of the directory is missing or damaged.
     """
+    if not any(splits(directory, config) for config in MEMBERS):
+        return NOTHING_LEFT
     facts = Facts.of(directory)
     settings = manifest.get("settings") or {}
+    schema = manifest.get("schema_version", SCHEMA_VERSION)
     repository = _repository(manifest)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True, lstrip_blocks=True
@@ -109,8 +118,8 @@ def render_card(directory: Path, manifest: Mapping[str, Any]) -> str:
         repository=repository,
         name=repository or "animeshooter",
         first_split=next(iter(facts.splits), "train"),
-        schema_version=SCHEMA_VERSION,
-        tag=f"v{SCHEMA_VERSION}.0",
+        schema_version=schema,
+        tag=manifest.get("version") or f"v{schema}.0",
         rows=lambda config: ", ".join(f"{split} {number:,}" for split, number in facts.counted[config].items()),
         first=_first,
         languages=_told_languages(facts, settings),

@@ -361,9 +361,13 @@ def index_values(shot: ShotRecord) -> dict[str, Any]:
 
 
 def file_hashes(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file of a dataset directory but its manifest, by relative path."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {path.relative_to(directory).as_posix(): file_hash(path) for path in paths}
+    """Size and sha256 of every file of a dataset directory but its manifest, by relative path.
+
+    Files and folders whose names begin with a dot are not the dataset's: git and the Hub's client put theirs into copies.
+    """
+    names = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    own = [name for name in names if name.name != "manifest.json" and not any(part.startswith(".") for part in name.parts)]
+    return {name.as_posix(): file_hash(directory / name) for name in own}
 
 
 def file_hash(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ of the dataset, or everything, and the same command again does what is left to d
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from pydantic import ValidationError
 
 from animeshooter_dataset import (
     MEMBERS,
-    SCHEMA_VERSION,
     AvailabilityRecord,
     DataError,
     DroppedRecord,
@@ -47,12 +45,6 @@ from curation.optout import Kind, OptOut, withdrawn_records
 from curation.pack import INDEX_ROWS, Hashed, file_hash, shares_for, write_manifest
 from curation.splice import Ranges, copy_without, records_of
 from curation.ytdlp import today as date_of_today
-
-NOTHING_LEFT = """# Nothing is left of this dataset
-
-Every video of it was withdrawn; `removals.jsonl` says when. `rights.jsonl` stays, so that a later build at this place knows
-what it must not use.
-"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ class TakedownReport:
     def text(self) -> str:
         """What a user wants to know, a line each."""
         lines = [
-            f"removed: {line.video} ({line.stories} stories, {line.shots} shots, {line.audio} audio clips; by {line.matched})"
+            f"removed: {line.video} (stories {line.stories}, shots {line.shots}, audio clips {line.audio}; by {line.matched})"
             for line in self.removed
         ]
         lines += [f"already withdrawn: {video}" for video in self.already]
@@ -232,7 +224,7 @@ class _Removal:
         removed = self._rewrite_ledgers()
         values |= {"dropped": self._dropped(), "rejected_by": self._rejected()}
         empty = not any(splits(self.new, config) for config in MEMBERS)
-        (_write_nothing_left if empty else write_manifest)(self.new, values, self.files)
+        write_manifest(self.new, values, self.files)
         for folder in (self.new / name for name in (*MEMBERS, "index")):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -409,11 +401,3 @@ class _Removal:
         (self.new / name).unlink()
         self.files.pop(name, None)
         self.deleted.append(name)
-
-
-def _write_nothing_left(directory: Path, values: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> None:
-    """Card and manifest of a dataset of which the last film went; see :func:`curation.pack.write_manifest`."""
-    (directory / "README.md").write_text(NOTHING_LEFT, encoding="utf-8")
-    everything = dict(sorted({**files, "README.md": file_hash(directory / "README.md")}.items()))
-    text = json.dumps({**values, "schema_version": SCHEMA_VERSION, "files": everything}, indent=1, ensure_ascii=False)
-    (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from filelock import FileLock
 from packed import write_packed
 
 from animeshooter_dataset import DataError, read_manifest
-from curation.edition import edition, held, replace_file
+from curation.edition import edition, held, renew_card, replace_file
 from curation.lint import lint
 from curation.pack import file_hash, write_manifest
 
@@ -175,3 +175,22 @@ def test_folders_keep_their_rights(data):
         mark(new)
     assert data.stat().st_mode & 0o7777 == 0o2775
     assert json.loads((data / "manifest.json").read_text())["files"]
+
+
+def test_a_card_of_another_version_is_written_anew_and_all_else_stays(data):
+    before = state(data)
+    assert not renew_card(data)
+    (data / "README.md").write_text("a card of long ago")
+    assert renew_card(data)
+    assert state(data) == before
+    assert renew_card(data, "rights@example.org")
+    assert "rights@example.org" in (data / "README.md").read_text()
+    assert {name for name, digest in state(data).items() if before[name] != digest} == {"README.md", "manifest.json"}
+    assert lint(data, decode=False).problems == []
+
+
+def test_a_dataset_of_an_earlier_schema_keeps_its_name(data):
+    manifest = read_manifest(data) | {"schema_version": "1.1"}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert renew_card(data)
+    assert read_manifest(data)["schema_version"] == "1.1"

@@ -146,3 +146,30 @@ def test_a_box_outside_its_sheet_is_found(copy):
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json"):
         lint(tmp_path)
+
+
+def test_a_reference_from_another_film_is_found(copy):
+    tar = copy / "shots" / "train-00000.tar"
+    shots = [json.loads(blob) for name, blob in members(tar) if name.endswith(".json")]
+    place, shot = next((place, shot) for place, shot in enumerate(shots) if shot["references"])
+    source = next(number for number, each in enumerate(shots) if each["key"] == shot["references"][0]["shot"])
+    change_json(tar, source, {"video": "another"})
+    assert f"{shots[place]['key']}: a reference comes from {shots[source]['key']}, which is of another video" in problems(copy)
+
+
+def test_a_removed_video_that_has_rows_and_a_ledger_of_strangers_are_found(copy):
+    video = json.loads((copy / "rights.jsonl").read_text().splitlines()[0])["video"]
+    line = {"video": video, "removed": "2026-01-02", "matched": "id", "stories": 1, "shots": 1, "audio": 0}
+    (copy / "removals.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"video": "stranger"}) + "\n")
+    (copy / "availability.jsonl").write_text('{"video": "x", "source": "y", "state": "lost", "checked": "2026-01-02"}\n')
+    found = problems(copy)
+    assert f"removals.jsonl: {video} was removed but still has rows" in found
+    assert "removals.jsonl: rights.jsonl has no line for stranger" in found
+    assert "availability.jsonl" in found
+
+
+def test_what_git_and_the_hubs_client_put_into_a_copy_is_passed_over(copy):
+    (copy / ".gitattributes").write_text("*.tar filter=lfs\n")
+    (copy / ".cache" / "huggingface").mkdir(parents=True)
+    (copy / ".cache" / "huggingface" / "x.metadata").write_text("x")
+    assert lint(copy, decode=False).problems == []

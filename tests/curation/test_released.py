@@ -80,7 +80,7 @@ def test_the_mask_is_the_alpha_and_the_colours_are_the_frames_to_the_pixel(path)
 def test_each_mask_is_laid_over_its_own_frame(path, compressed):
     frames = [0, 39, 40, 79, 80, 119, 167]
     extra = [make_mask(frame, block(), compressed=compressed) for frame in frames]
-    result = release_references(*placed(path, {20: block()}, extra=extra))
+    result = release_references(*placed(path, {20: block()}, extra=extra), ReleasedConfig(images=10))
     assert sorted(image.frame for image in result.images) == sorted([20, *frames])
     for image in result.images:
         assert read_number(image.image[..., :3]) == image.frame

@@ -285,6 +285,7 @@ def test_the_last_film_can_go_and_the_ledgers_stay(data):
     assert (manifest["dropped"], manifest["rejected_by"]) == ({}, {})
     assert OptOut.load([], data).match(id=VIDEOS[3])
     assert takedown(data, [VIDEOS[0]]).already == (VIDEOS[0],)
+    assert lint(data).problems == []
 
 
 def test_a_sheet_that_shows_the_film_elsewhere_is_not_left_behind(data, monkeypatch):
