@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/animeshooter demo $(FLAGS)
 
 test: install
-	$(BIN)/python -m pytest $(FLAGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FLAGS)
 
 lint: install
 	$(BIN)/ruff check $(CODE)
