@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FLAGS ?=
-CODE := animeshooter_clips.py animeshooter_dataset.py animeshooter_records.py animeshooter_streams.py benchmarks curation model recipes tests
+CODE := animeshooter_dataset.py animeshooter_records.py animeshooter_streams.py benchmarks curation model recipes streams tests
 
 .PHONY: demo test lint install clean
 .DELETE_ON_ERROR:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from animeshooter_records import (
+    AUDIO_INDEX_SCHEMA,
     INDEX_SCHEMA,
     KEY_PATTERN,
     MEMBERS,
@@ -65,6 +66,7 @@ from animeshooter_records import (
 )
 
 __all__ = [
+    "AUDIO_INDEX_SCHEMA",
     "INDEX_SCHEMA",
     "KEY_PATTERN",
     "MEMBERS",
@@ -94,7 +96,9 @@ __all__ = [
     "dump",
     "features",
     "first_problem",
+    "index_name",
     "parse",
+    "read_audio_index",
     "read_entries",
     "read_index",
     "read_lines",
@@ -172,19 +176,58 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def index_name(config: str, split: str) -> str:
+    """Where the index of a split lies in a dataset directory: of its shots, or of its audio clips."""
+    return f"index/{'' if config == 'shots' else f'{config}-'}{split}.parquet"
+
+
 def read_index(directory: str | Path, split: str = "train") -> pa.Table:
     """The shard index of a split: one row a shot, columns of :data:`INDEX_SCHEMA`.
 
     Raises:
         DataError: the directory is no dataset, has no such split, or its index is of another schema.
     """
-    path = Path(directory) / "index" / f"{split}.parquet"
+    path = Path(directory) / index_name("shots", split)
     if not path.is_file() or (Path(directory) / "manifest.json").is_file():
         read_manifest(directory)
     if not path.is_file():
         raise DataError(f"{directory}: no split '{split}'; it has {', '.join(splits(Path(directory))) or 'none'}")
+    return _read_table(path, INDEX_SCHEMA)
+
+
+def read_audio_index(directory: str | Path, split: str = "train") -> pa.Table:
+    """The index of the audio clips of a split: one row a clip, columns of :data:`AUDIO_INDEX_SCHEMA`.
+
+    Raises:
+        DataError: the directory is no dataset, has no audio clips in this split, or none that are indexed: datasets of schema
+            1.1 have no such index.
+    """
+    manifest, path = read_manifest(directory), Path(directory) / index_name("audio", split)
+    if not path.is_file():
+        raise no_audio_index(str(directory), split, manifest.get("files", ()))
+    return _read_table(path, AUDIO_INDEX_SCHEMA)
+
+
+def no_audio_index(where: str, split: str, files: Collection[str]) -> DataError:
+    """The error that tells why a split has no index of audio clips.
+
+    Args:
+        where: the dataset, as messages name it.
+        split: the split.
+        files: the dataset's files by relative path.
+    """
+    holding = [name for name in SPLITS if any(file.startswith(f"audio/{name}-") for file in files)]
+    if split in holding:
+        return DataError(
+            f"{where}: no {index_name('audio', split)}: it was made before audio clips had an index, or that is lost; "
+            "write it anew with `animeshooter filter DIR --out NEW`"
+        )
+    return DataError(f"{where}: no audio clips in split '{split}'; the splits with audio clips: {', '.join(holding) or 'none'}")
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        return pq.read_table(path, schema=INDEX_SCHEMA)
+        return pq.read_table(path, schema=schema)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not readable as a shard index ({str(error).splitlines()[0]}); build the dataset again"

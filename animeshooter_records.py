@@ -408,6 +408,7 @@ INDEX_SCHEMA = pa.schema(
     + [("position", pa.int32()), ("shard", pa.string())]
     + [(f"{member}_{what}", pa.int64()) for member in MEMBERS["shots"] for what in ("offset", "size")]
     + [("frames", pa.int32()), ("fps", pa.float64()), ("height", pa.int32()), ("width", pa.int32())]
+    + [("picture_height", pa.int32()), ("picture_width", pa.int32())]
     + [("clean_start", pa.int32()), ("clean_end", pa.int32()), ("has_audio", pa.bool_())]
     + [("prologue_or_epilogue", pa.string()), ("characters", pa.list_(pa.string())), ("references", pa.int32())]
     + [("licence", pa.string()), ("rejected_by", pa.list_(pa.string()))]
@@ -415,8 +416,23 @@ INDEX_SCHEMA = pa.schema(
     + [("sha256", pa.string())]
 )
 """Columns of ``index/<split>.parquet``, one row a shot in stream order. Offsets and sizes are bytes in ``shard``;
-``clean_start`` and ``clean_end`` are frames of the clip; ``references`` counts images on the sheet; then come the fields of
-:class:`ShotScores` and :class:`SoundScores`; ``sha256`` is of the mp4 member."""
+``picture_height`` and ``picture_width`` are what lies inside black bars; ``clean_start`` and ``clean_end`` are frames of the
+clip; ``references`` counts images on the sheet; then come the fields of :class:`ShotScores` and :class:`SoundScores`;
+``sha256`` is of the mp4 member."""
+
+AUDIO_INDEX_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "story", "video")]
+    + [("position", pa.int32()), ("shard", pa.string())]
+    + [(f"{member}_{what}", pa.int64()) for member in MEMBERS["audio"] for what in ("offset", "size")]
+    + [("frames", pa.int32()), ("fps", pa.float64()), ("height", pa.int32()), ("width", pa.int32())]
+    + [("samples", pa.int64()), ("sample_rate", pa.int32()), ("channels", pa.int32())]
+    + [("type", pa.string()), ("characters", pa.list_(pa.string())), ("shots", pa.list_(pa.string())), ("licence", pa.string())]
+    + [(name, _column(field.annotation)) for name, field in SoundScores.model_fields.items()]
+    + [("sha256", pa.string()), ("mp4_sha256", pa.string())]
+)
+"""Columns of ``index/audio-<split>.parquet``, one row an audio clip in stream order. Offsets and sizes are bytes in ``shard``;
+``samples`` are those of one channel of the flac member; ``shots`` are keys of the shots it overlaps; ``sha256`` is of the flac
+member, ``mp4_sha256`` of the mp4."""
 
 
 def _check_names(shot: ShotAnnotation, characters: Iterable[Character], scenes: Iterable[Scene]) -> None:

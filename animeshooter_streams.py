@@ -1,327 +1,362 @@
 """Training streams over a dataset directory: which shots, in which order, decoded to which arrays.
 
-Three streams read the same shards by byte range, through ``index/<split>.parquet``:
-
 ``ShotStream``    one shot a sample
-``StoryStream``   ``n`` consecutive shots of one story a sample (every window, so a shot is seen up to ``n`` times an epoch)
+``StoryStream``   ``n`` consecutive shots of one story a sample (every window, so a shot is seen up to ``n`` times an epoch),
+                  or whole stories
 ``DrawnStream``   ``n`` shots drawn at random from one film or one character, for fine-tuning on an IP
+``MixedStream``   several of these, by weight
 
-**Order.** A pure function of (seed, epoch): runs of 64 samples are permuted, then 16 runs at a time are mixed, so that
-neighbours in a batch differ and reads stay near-sequential. Global step ``s`` takes samples ``[b * s, b * (s + 1))`` of
-its epoch, ``b`` being the global batch; the last batch of an epoch is filled up from the epoch's beginning (wrap-around:
-no shot is left out, every process takes the same number of steps). The processes share a global batch in equal slices, so
-that what a step trains on does not depend on their number.
+All read the same shards by byte range, through ``index/<split>.parquet``.
 
-**State.** seed, epoch, step and a fingerprint of the dataset; resuming is exact, takes no time, and may change the number
-of processes. A changed dataset is refused with what changed.
+**Buckets.** A stream has one clip size or several (``clip``). Every usable sample goes to exactly one of them, by the rule of
+:func:`streams.order.choose_buckets`: the longest clip that its shortest shot fills without repeats, of the nearest
+aspect ratio, enlarged no more than ``max_upscale``. Every global step is of one bucket, on every process. Its batch is
+``global_batch``, or as many samples as ``batch_tokens`` latent tokens hold, a multiple of ``multiple``: any number of
+processes x accumulated micro-batches that divides it takes the same steps.
 
-**Clips.** All samples of a stream have one size, :class:`ClipSpec`: one bucket of frames x height x width.
+**Order.** A pure function of (seed, epoch), see :mod:`streams.order`; the last batch of each bucket is filled up from the
+bucket's own beginning. The processes share a global batch in equal slices, so that what a step trains on does not depend on
+their number, nor on the number of workers.
+
+**State.** seed, epoch, step, and what dataset and stream are; resuming is exact, takes no time, and may change the number of
+processes, of micro-batches and of workers. A changed dataset is refused with what changed.
 
 **References.** One image a sample: of the character in most of its shots, never from one of these shots where another
 exists; where none exists (short stories) the image comes from inside the sequence and ``reference_inside`` says so.
+
+**Use.** ``for micro in stream.batches(rank, world_size): ...`` under any launcher; leave it out of ``accelerator.prepare``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from animeshooter_clips import ClipSpec, cut_reference, decode_clip, pick_reference, read_range
-from animeshooter_dataset import DataError, ShotRecord, parse, read_index, read_manifest
+from animeshooter_records import INDEX_SCHEMA, DataError
+from streams.batches import Batch, Features, Sample, ShotReader, start_of
+from streams.clips import ClipSpec
+from streams.indexed import Bucket, IndexedStream, MixedStream, chosen_rows, hash_columns, told_clip
+from streams.order import Shots, batch_for, choose_buckets, draw, epoch_order, mix64, tokens_of
+from streams.store import REPETITIVE, Store, StoreOptions, store_index, store_manifest
+from streams.walk import Place, share_of
+from streams.watch import BadSamples
+from streams.where import Condition, conditions
 
-RUN = 64
-"""Samples that stay together when an epoch is shuffled."""
-MIX = 16
-"""Runs mixed with one another, so that a batch is not all of one film: 1,024 samples are in play at a time."""
+__all__ = [
+    "Batch",
+    "Bucket",
+    "DrawnStream",
+    "Features",
+    "MixedStream",
+    "Place",
+    "Sample",
+    "ShotStream",
+    "StoryStream",
+    "draw",
+    "epoch_order",
+    "mix64",
+    "share_of",
+    "start_of",
+]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: ``n`` shots. ``frames`` is uint8 [n, F, H, W, 3]; ``first`` and ``last`` are uint8 [n, H, W, 3].
-
-    ``first`` and ``last`` are the ends of each shot's clean part, not of the sampled frames. ``reference`` is an RGB
-    cut-out on white of ``character``, taken from ``reference_shot``; all three are None where there is none.
-    """
-
-    keys: tuple[str, ...]
-    frames: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    narrative: list[str]
-    descriptive: list[str]
-    reference: Image.Image | None
-    character: str | None
-    reference_shot: str | None
-
-    @property
-    def reference_inside(self) -> bool:
-        """Whether the reference comes from a shot of the sequence itself."""
-        return self.reference_shot in self.keys
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch: ``frames`` uint8 [B, n, F, H, W, 3], ``first`` and ``last`` uint8 [B, n, H, W, 3], the rest as lists.
-
-    ``slots`` are the samples' places in the global batch, the same whatever the number of processes.
-    """
-
-    step: int
-    slots: list[int]
-    samples: list[Sample]
-    frames: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
-
-    @property
-    def keys(self) -> list[tuple[str, ...]]:
-        """The shots of each sample."""
-        return [sample.keys for sample in self.samples]
+CARRIED = (
+    "key story video position shard mp4_offset mp4_size json_offset json_size png_offset png_size frames fps height width "
+    "clean_start clean_end"
+).split()
+"""Columns of the index that a worker needs to decode a shot."""
+FILTERED = ["prologue_or_epilogue", "rejected_by", "references", "picture_height", "picture_width", "licence"]
+"""Columns that say which shots are left out and in which bucket the others go, and what the record of a run tells."""
+LONGEST = 16
+"""Shots of a whole story that make one sample at most; longer ones are cut into equal parts."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Address of a sample in the stream: everything a worker needs to decode it."""
+class _Stream(IndexedStream):
+    """What the streams of shots share; a subclass says which rows of the index make a sample."""
 
-    epoch: int
-    sample: int
-    step: int = 0
-    slot: int = 0
-
-
-def mix64(*parts: int | np.ndarray) -> np.ndarray:
-    """Hash integers to uint64 (splitmix64), elementwise over arrays; the same on every machine and library version."""
-    state = np.zeros(1, np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = state + np.asarray(part).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
-
-
-def draw(*parts: object) -> float:
-    """A number in [0, 1) that depends on ``parts`` and nothing else."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-@lru_cache(maxsize=4)
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of ``range(samples)``, int64, shuffled in two levels (see the module)."""
-    index = np.arange(samples)
-    runs = index // RUN
-    order = np.lexsort((index, mix64(seed, epoch, 1, runs)))
-    pools = index // (RUN * MIX)
-    order = order[np.lexsort((mix64(seed, epoch, 2, order), pools))]
-    order.flags.writeable = False  # it is remembered for the epoch's other steps
-    return order
-
-
-class _Stream(Dataset):
-    """What the three streams share; a subclass says which rows of the index make a sample."""
+    carried = tuple(CARRIED)
 
     def __init__(
         self,
         directory: str | Path,
-        clip: ClipSpec,
+        clip: ClipSpec | Sequence[ClipSpec],
         *,
-        global_batch: int,
+        global_batch: int | None = None,
+        batch_tokens: int | None = None,
+        multiple: int = 8,
+        token: tuple[int, int, int] = (4, 16, 16),
+        max_upscale: float = 1.25,
+        small_buckets: Literal["fill", "drop"] = "fill",
         split: str = "train",
         seed: int = 0,
-        n: int = 1,
+        n: int | Literal["story"] = 1,
         require_reference: bool = False,
         video: str | None = None,
         character: str | None = None,
+        where: Sequence[str | tuple[str, str, Any] | Condition] = (),
         prologue_and_epilogue: bool = False,
         rejected: bool = False,
+        bad_samples: int | float | BadSamples = 0,
+        patience: float | None = 300.0,
+        features: Features | None = None,
+        options: StoreOptions | None = None,
     ) -> None:
         """Open a dataset directory.
 
         Args:
-            directory: dataset directory.
-            clip: what each shot is decoded to.
-            global_batch: samples a step, over all processes and accumulation.
+            directory: dataset directory, or an https://, s3:// or hf://datasets/ address of one.
+            clip: what each shot is decoded to; several make buckets.
+            global_batch: samples a step, over all processes and accumulation; or
+            batch_tokens: latent tokens a step, from which each bucket has its global batch.
+            multiple: what the global batches by tokens are multiples of.
+            token: frames, height and width of a latent token (see :func:`streams.order.tokens_of`).
+            max_upscale: how many times a picture may be enlarged where another bucket can be had.
+            small_buckets: "fill" repeats the samples of a bucket with less than one batch, "drop" leaves them out.
             split: train, validation or test.
             seed: of the order and of every draw.
-            n: shots a sample.
+            n: shots a sample; "story" takes whole stories (:class:`StoryStream` only).
             require_reference: leave out samples without any reference image; else they come with ``reference=None``.
-            video: only shots of this video.
-            character: only shots that list this character.
+            video: only shots of this video; the same as ``where=["video==..."]``.
+            character: only shots that list this character; the same as ``where=["characters has ..."]``.
+            where: conditions over columns of the index (see :mod:`streams.where`); all must hold.
             prologue_and_epilogue: also title cards and credits.
             rejected: also shots that fail a rule of the dataset (see ``rejected_by`` in the index).
+            bad_samples: how many samples (or which share of them) that cannot be read are replaced by others of their bucket,
+                each one named; one more stops it. Each process counts for itself, unless it is a ``BadSamples`` with a ledger.
+            patience: seconds a sample may take until the reading process prints its stacks; after twice that it stops.
+            features: a cache to read along.
+            options: how a dataset elsewhere is read.
 
         Raises:
-            DataError: no such dataset or split, or nothing left to train on; the numbers are in the message.
+            DataError: no such dataset, split or column, or nothing left to train on; the numbers are in the message.
         """
-        if global_batch < 1 or n < 1:
-            raise DataError(f"stream: global batch ({global_batch}) and shots a sample ({n}) must be at least 1")
-        self.directory, self.clip, self.split, self.seed, self.n = Path(directory), clip, split, seed, n
-        self.global_batch, self.step = global_batch, 0
-        self.index = read_index(self.directory, split).combine_chunks()
-        self._fingerprint = fingerprint(self.directory, split)
-        length = self.index["clean_end"].to_numpy() - self.index["clean_start"].to_numpy()
-        listed = self._listed(video, character)
-        cards = self.index["prologue_or_epilogue"].is_valid().to_numpy() & listed & (not prologue_and_epilogue)
-        self.listed, self.cards, listed = int(listed.sum()), int(cards.sum()), listed & ~cards
+        super().__init__()
+        self.clips = (clip,) if isinstance(clip, ClipSpec) else tuple(clip)
+        if (global_batch is None) == (batch_tokens is None):
+            raise DataError("stream: give either global_batch (samples a step) or batch_tokens (latent tokens a step)")
+        if (
+            not self.clips
+            or (n != "story" and n < 1)
+            or min(x for x in (global_batch, batch_tokens, multiple) if x is not None) < 1
+        ):
+            raise DataError(f"stream: batch and shots a sample ({n}) must be at least 1, and there must be a clip")
+        self.store = Store.open(directory, options)
+        self.directory, self.name = Path(directory), self.store.name
+        self.split, self.seed, self.n, self.features = split, seed, n, features
+        self.require_reference, self._batch = require_reference, (global_batch, batch_tokens, multiple, token)
+        self._rule = {"max_upscale": max_upscale, "small_buckets": small_buckets}
+        self._verify, self._patience = bool(options and options.verify), patience
+        asked = [
+            *where,
+            *([("video", "==", video)] if video else []),
+            *([("characters", "has", character)] if character else []),
+        ]
+        self.where = conditions(asked, INDEX_SCHEMA)
+        self._lists = {"prologue_and_epilogue": prologue_and_epilogue, "rejected": rejected}
+        rows = self._usable_rows(self._read_index())
+        sequences = self._sequences(rows)
+        self._bare = (pc.fill_null(self.index["references"], 0).to_numpy()[sequences] * (sequences >= 0)).sum(axis=1) == 0
+        self.without_reference = int(self._bare.sum())
+        bucket, buckets = self._buckets(sequences)
+        if require_reference:
+            bucket[self._bare] = -1
+        self._refuse_nothing(bucket)
+        self.lay_out(sequences, bucket, buckets, small_buckets)
+        self.allow_bad(bad_samples)
+        self._warn()
+
+    # ---- which rows ----
+
+    def _read_index(self) -> np.ndarray:
+        """Set ``index`` to the columns that are needed; returns the rows that the conditions leave."""
+        hashed = ["sha256"] if self._verify or self.features is not None else []
+        wanted = [*self.carried, *FILTERED, *hashed]
+        asked = [condition.column for condition in self.where]
+        columns = list(dict.fromkeys([*wanted, *asked]))
+        chosen, self.index = self._chosen(store_index(self.store, self.split, columns=columns), wanted)
+        self.carried = (*self.carried, *hashed)
+        return chosen
+
+    def _chosen(self, table: pa.Table, wanted: list[str]) -> tuple[np.ndarray, pa.Table]:
+        """The rows that the conditions leave, and the wanted columns; nobody else holds the table, so that it can go."""
+        chosen = chosen_rows(table, self.where, self.name, self.split)
+        columns: dict[str, pa.Array] = {}
+        for name in sorted(wanted, key=lambda name: name not in REPETITIVE):  # a column at a time, the largest first
+            column = table[name]
+            table = table.drop_columns([name])
+            if name in REPETITIVE and not pa.types.is_dictionary(column.type):
+                column = pc.dictionary_encode(column)
+            columns[name] = column.unify_dictionaries().combine_chunks()
+            del column
+            pa.default_memory_pool().release_unused()  # or the chunks' memory stays with the process
+        return chosen, pa.table({name: columns[name] for name in wanted})
+
+    def _usable_rows(self, listed: np.ndarray) -> np.ndarray:
+        """Rows that may be trained on, ascending; counts the others, and keeps in ``left_out`` which they are, by reason."""
+        self.left_out = {"conditions (where)": ~listed}
+        self.listed = int(listed.sum())
+        cards = self.index["prologue_or_epilogue"].is_valid().to_numpy() & listed & (not self._lists["prologue_and_epilogue"])
+        listed = listed & ~cards
         failing = pc.fill_null(pc.greater(pc.list_value_length(self.index["rejected_by"]), 0), False)
-        failed = np.asarray(failing) & listed & (not rejected)
-        self.rejected, listed = int(failed.sum()), listed & ~failed
-        usable = listed & (length >= clip.min_frames)
-        self.too_short = int((listed & ~usable).sum())
-        sequences = self._sequences(np.flatnonzero(usable))
-        bare = self.index["references"].to_numpy()[sequences].sum(axis=1) == 0
-        self.without_reference = int(bare.sum())
-        self.require_reference = require_reference
-        self.sequences = sequences[~bare] if require_reference else sequences
-        self._filter = {
-            "video": video,
-            "character": character,
-            "require_reference": require_reference,
-            "prologue_and_epilogue": prologue_and_epilogue,
-            "rejected": rejected,
-        }
-        self._warn_or_refuse()
+        failed = np.asarray(failing) & listed & (not self._lists["rejected"])
+        listed &= ~failed
+        short = listed & (self._clean() < min(clip.min_frames for clip in self.clips))
+        self.left_out |= {"prologue or epilogue": cards, "rejected by a rule": failed, "too short": short}
+        self.cards, self.rejected, self.too_short = (int(which.sum()) for which in (cards, failed, short))
+        return np.flatnonzero(listed & ~short)
 
-    def _listed(self, video: str | None, character: str | None) -> np.ndarray:
-        """Which rows the filters leave."""
-        listed = np.ones(self.index.num_rows, dtype=bool)
-        if video is not None:
-            listed &= np.asarray(pc.equal(self.index["video"], video))
-            self._check_any(listed, "video", video, self.index["video"])
-        if character is not None:
-            names, owners = pc.list_flatten(self.index["characters"]), pc.list_parent_indices(self.index["characters"])
-            has = np.zeros(self.index.num_rows, dtype=bool)
-            has[np.asarray(owners.filter(pc.equal(names, character)))] = True
-            listed &= has
-            self._check_any(listed, "character", character, names)
-        return listed
-
-    def _check_any(self, listed: np.ndarray, what: str, value: str, column: pa.ChunkedArray) -> None:
-        if not listed.any():
-            names = ", ".join(sorted(column.unique().to_pylist())[:12])
-            raise DataError(f"{self.directory}: no shot of {what} '{value}' in split '{self.split}'; it has {names}")
+    def _clean(self) -> np.ndarray:
+        return self.index["clean_end"].to_numpy() - self.index["clean_start"].to_numpy()
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
-        """Samples as rows of the index, int64 [samples, n], out of the usable ``rows``."""
+        """Samples as rows of the index, int [samples, n], out of the usable ``rows``; -1 fills up."""
         raise NotImplementedError
 
-    def _warn_or_refuse(self) -> None:
-        if not len(self.sequences):
-            raise DataError(f"{self.directory}: nothing to train on in split '{self.split}': {self._counts()}")
-        if self.without_reference and not self.require_reference:
-            warnings.warn(
-                f"{self.without_reference} of {len(self.sequences)} samples have no reference image: "
-                "they train the model without one",
-                stacklevel=4,
+    # ---- buckets ----
+
+    def shots(self) -> Shots:
+        """What decides about the buckets of the index's shots; the picture is the whole frame where no bars are known."""
+
+        def numbers(*names: str) -> np.ndarray:
+            return pc.fill_null(pc.coalesce(*(self.index[name] for name in names)), 0).to_numpy()
+
+        return Shots(
+            clean=self._clean(),
+            fps=numbers("fps"),
+            height=numbers("picture_height", "height"),
+            width=numbers("picture_width", "width"),
+        )
+
+    def _buckets(self, sequences: np.ndarray) -> tuple[np.ndarray, list[Bucket]]:
+        """The bucket of each sample, and the buckets: every clip, for every number of shots a sample there is."""
+        shots, lengths = self.shots(), (sequences >= 0).sum(axis=1)
+        bucket = np.full(len(sequences), -1, np.int16)
+        buckets: list[Bucket] = []
+        for n in np.unique(lengths).tolist():
+            which = np.flatnonzero(lengths == n)
+            chosen = choose_buckets(shots, sequences[which, :n], self.clips, cast(float, self._rule["max_upscale"]))
+            bucket[which] = np.where(chosen >= 0, chosen + len(buckets), -1)
+            buckets += [self._bucket(clip, n) for clip in self.clips]
+        return bucket, buckets
+
+    def _bucket(self, clip: ClipSpec, n: int) -> Bucket:
+        global_batch, batch_tokens, multiple, token = self._batch
+        tokens = tokens_of(clip, n, token)
+        return Bucket(clip, n, global_batch or batch_for(cast(int, batch_tokens), tokens, multiple), tokens)
+
+    def _refuse_nothing(self, bucket: np.ndarray) -> None:
+        self._taken = int((bucket >= 0).sum())
+        if not self._taken:
+            raise DataError(f"{self.name}: nothing to train on in split '{self.split}': {self._counts()}")
+
+    def _warn(self) -> None:
+        if not len(self):
+            raise DataError(
+                f"{self.name}: no bucket has a whole batch in split '{self.split}': {self._counts()}; fill small buckets"
             )
-        if len(self) < self.global_batch:
+        bare = int((self._bare & (self.plan.bucket >= 0)).sum())
+        if bare:
             warnings.warn(
-                f"{len(self)} samples are fewer than the global batch of {self.global_batch}: every step repeats some of them",
-                stacklevel=4,
+                f"{bare} of {len(self)} samples have no reference image: they train the model without one", stacklevel=3
             )
+        several = len(self.buckets) > 1
+        for one, dropped in zip(self.buckets, self.plan.dropped):
+            which = f"bucket {one}: " if several else ""
+            if dropped:
+                warnings.warn(f"{which}{dropped} samples, fewer than the global batch of {one.batch}, left out", stacklevel=3)
+            elif one.samples and one.samples < one.batch:
+                warnings.warn(
+                    f"{which}{one.samples} samples are fewer than the global batch of {one.batch}: every step repeats some of "
+                    "them",
+                    stacklevel=3,
+                )
+            if one.samples and self._batch[1] is not None and one.tokens * one.batch > self._batch[1]:
+                warnings.warn(
+                    f"{which}{one.batch} samples are {one.tokens * one.batch} latent tokens, more than batch_tokens "
+                    f"({self._batch[1]}): lower multiple, or raise batch_tokens",
+                    stacklevel=3,
+                )
+
+    # ---- telling ----
+
+    @property
+    def clip(self) -> ClipSpec:
+        """The first clip size."""
+        return self.clips[0]
+
+    @property
+    def global_batch(self) -> int:
+        """The largest global batch of a bucket."""
+        return max(self.global_batches())
 
     def _counts(self) -> str:
         left_out = self.without_reference if self.require_reference else 0
+        shortest = min(clip.min_frames for clip in self.clips)
         return (
             f"{self.listed} shots, {self.cards} of prologue or epilogue, {self.rejected} rejected by a rule and "
-            f"{self.too_short} with fewer than {self.clip.min_frames} clean frames left out, "
-            f"{left_out} samples without reference left out, {len(self)} samples of {self.n}"
+            f"{self.too_short} with fewer than {shortest} clean frames left out, "
+            f"{left_out} samples without reference left out, {self._taken} samples of {self.n}"
         )
 
     def describe(self) -> str:
-        """One line for the log: what the stream holds, what it left out, and how long an epoch is."""
+        """For the log: what the stream holds, what it left out, how long an epoch is, and its buckets."""
         bare = 0 if self.require_reference else self.without_reference
-        return (
-            f"{type(self).__name__} {self.directory} [{self.split}]: {self._counts()}, {bare} without reference; "
-            f"{self.steps_per_epoch} steps of {self.global_batch} an epoch"
+        told = f"{type(self).__name__} {self.name} [{self.split}]: {self._counts()}, {bare} without reference; "
+        if len(self.buckets) == 1:
+            return told + f"{self.steps_per_epoch} steps of {self.global_batch} an epoch"
+        lines = [
+            f"  {one}: {one.samples} samples, {one.steps} steps of {one.batch} ({one.tokens * one.batch} tokens)"
+            for one in self.buckets
+            if one.samples
+        ]
+        return "\n".join([told + f"{self.steps_per_epoch} steps an epoch in {len(lines)} buckets", *lines])
+
+    # ---- state and reading ----
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`IndexedStream.identity`."""
+        global_batch, batch_tokens, multiple, token = self._batch
+        size = (
+            {"global_batch": global_batch} if global_batch else {"batch_tokens": f"{batch_tokens} by {multiple}, token {token}"}
         )
-
-    # ---- order ----
-
-    def __len__(self) -> int:
-        """Samples an epoch."""
-        return len(self.sequences)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch, the last one filled up."""
-        return -(-len(self) // self.global_batch)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Samples of an epoch in order: a permutation of ``range(len(self))``."""
-        return epoch_order(len(self), self.seed, epoch)
-
-    def batch(self, step: int) -> list[Place]:
-        """The global batch of a step, over all epochs."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = self.order(epoch)
-        first = within * self.global_batch
-        places = np.arange(first, first + self.global_batch) % len(self)
-        return [Place(epoch, int(order[place]), step, slot) for slot, place in enumerate(places)]
-
-    def rows(self, place: Place) -> list[int]:
-        """The rows of the index that make a sample."""
-        return [int(row) for row in self.sequences[place.sample]]
-
-    def batch_keys(self, step: int) -> list[tuple[str, ...]]:
-        """Keys of the shots in each sample of the global batch of a step."""
-        keys = self.index["key"]
-        return [tuple(keys[row].as_py() for row in self.rows(place)) for place in self.batch(step)]
-
-    # ---- state ----
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, JSON-ready: load it to continue with the first step that was not handed out."""
+        layout = hashlib.blake2b(self.plan.bucket.tobytes(), digest_size=8)
+        layout.update(self.sequences.astype("<i8").tobytes())
         return {
-            "seed": self.seed,
-            "epoch": self.step // self.steps_per_epoch,
-            "step": self.step,
-            "fingerprint": self._fingerprint,
-            "stream": self._identity(),
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """What, besides dataset and seed, decides which sample comes when."""
-        return {
-            "kind": type(self).__name__,
-            "split": self.split,
             "n": self.n,
-            "global_batch": self.global_batch,
-            "clip": asdict(self.clip),
-            **self._filter,
+            **size,
+            "clip": [told_clip(clip) for clip in self.clips],
+            **self._rule,
+            "where": [str(condition) for condition in self.where],
+            "require_reference": self.require_reference,
+            **self._lists,
+            **({"features": self.features.settings()} if self.features and self.features.settings() else {}),
+            "samples": layout.hexdigest(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken.
+    def fingerprint(self) -> dict[str, Any]:
+        """What the split consists of, so that a change can be named.
 
-        Raises:
-            DataError: the dataset, the seed or the stream's settings are not those of the state; says which.
+        ``shots`` counts the rows; ``keys``, ``clips`` and ``shards`` are hashes of the shots and their order, of where and what
+        the clips are, and of the tars as the manifest lists them (so of every picture and caption).
         """
-        was = {"seed": state["seed"], **state["stream"], **state["fingerprint"]}
-        now = {"seed": self.seed, **self._identity(), **self._fingerprint}
-        changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in now if was.get(name) != now.get(name)]
-        if changed:
-            raise DataError(
-                f"{self.directory}: cannot resume: {'; '.join(changed)}. Start anew, or restore what was trained on"
-            )
-        self.step = int(state["step"])
+        files = store_manifest(self.store).get("files", {})
+        tars = [f"{name} {files[name]}" for name in sorted(files) if f"shots/{self.split}-" in name]
+        return {
+            "shots": self.index.num_rows,
+            "keys": hash_columns(self.index, ["key", "story", "position"]),
+            "clips": hash_columns(self.index, CARRIED[4:]),
+            "shards": hashlib.sha256("\n".join(tars).encode()).hexdigest()[:16],
+        }
 
-    # ---- reading ----
+    def reader(self) -> ShotReader:
+        """See :meth:`Walk.reader`."""
+        return ShotReader(self.store, self.name, self.seed, self.bad is not None, self.features, self._verify, self._patience)
 
     def __getitem__(self, place: Place | int) -> Sample:
         """Decode a sample: of the first epoch if only its number is given.
@@ -329,89 +364,10 @@ class _Stream(Dataset):
         Raises:
             DataError: a shard is damaged; names shard and key.
         """
-        place = place if isinstance(place, Place) else Place(0, range(len(self))[place])
-        table = self.index.take(self.rows(place)).to_pylist()
-        decoded, records, sheets = [], [], []
-        for row in table:
-            clip, record, sheet = (self._member(row, member) for member in ("mp4", "json", "png"))
-            where = f"{self._shard(row)}: {row['key']}"
-            at = draw(self.seed, place.epoch, row["key"], "start")
-            records.append(cast(ShotRecord, parse("shots", record, where)))
-            decoded.append(decode_clip(clip, row, self.clip, at, where, records[-1].picture))
-            sheets.append(sheet)
-        frames, first, last = (np.stack(parts) for parts in zip(*decoded))
-        picked = pick_reference(records, draw(self.seed, place.epoch, *(row["key"] for row in table), "reference"))
-        reference = None
-        if picked is not None:
-            which, chosen = picked
-            where = f"{self._shard(table[which])}: {table[which]['key']}"
-            reference = cut_reference(sheets[which], chosen, where)
-        return Sample(
-            keys=tuple(row["key"] for row in table),
-            frames=frames,
-            first=first,
-            last=last,
-            narrative=[record.narrative_caption for record in records],
-            descriptive=[record.descriptive_caption for record in records],
-            reference=reference,
-            character=picked[1].character if picked else None,
-            reference_shot=picked[1].shot if picked else None,
-        )
-
-    def __getitems__(self, places: list[Place]) -> Batch:
-        """Decode the samples of one micro-batch, in the worker that was handed it."""
-        samples = [self[place] for place in places]
-        frames, first, last = (
-            torch.from_numpy(np.stack([getattr(sample, name) for sample in samples])) for name in ("frames", "first", "last")
-        )
-        return Batch(places[0].step, [place.slot for place in places], samples, frames, first, last)
-
-    def _shard(self, row: dict[str, Any]) -> Path:
-        # Only the file's name is taken from the index: a path in it could point anywhere.
-        return self.directory / "shots" / Path(row["shard"]).name
-
-    def _member(self, row: dict[str, Any], member: str) -> bytes:
-        shard = self._shard(row)
-        try:
-            return read_range(shard, row[f"{member}_offset"], row[f"{member}_size"])
-        except OSError as error:
-            raise DataError(f"{shard}: {row['key']}.{member}: {error}; build or download the shard again") from None
-
-    def batches(
-        self, rank: int = 0, world_size: int = 1, *, accumulate: int = 1, workers: int = 0, steps: int | None = None
-    ) -> Iterator[list[Batch]]:
-        """Walk on from where the stream stands: one list of ``accumulate`` micro-batches a step, for one process.
-
-        Args:
-            rank: this process, 0 .. ``world_size`` - 1.
-            world_size: processes that share the global batch.
-            accumulate: micro-batches a step.
-            workers: decoding processes (spawned); 0 decodes in this one.
-            steps: how many; None goes on for ever.
-
-        Raises:
-            DataError: the global batch cannot be shared equally, or there are fewer samples than processes.
-        """
-        share = share_of(len(self), self.global_batch, world_size, accumulate)
-        sampler = _StepSampler(self, rank * share * accumulate, share, accumulate, steps)
-        loader = DataLoader(
-            self,
-            batch_sampler=sampler,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            persistent_workers=False,
-        )
-        micro: list[Batch] = []
-        try:
-            for batch in loader:
-                micro.append(batch)
-                if len(micro) == accumulate:
-                    self.step = batch.step + 1
-                    yield micro
-                    micro = []
-        except DataError as error:  # a worker's error arrives with its traceback in the message
-            raise DataError(re.split(r"DataError: ", str(error).strip())[-1].splitlines()[0]) from None
+        if not isinstance(place, Place):
+            number = range(len(self.sequences))[place]
+            place = Place(0, number, bucket=int(self.plan.bucket[number]))
+        return self.reader().sample(self.requests([place])[0])
 
 
 class ShotStream(_Stream):
@@ -424,87 +380,67 @@ class ShotStream(_Stream):
 
 
 class StoryStream(_Stream):
-    """``n`` consecutive shots of one story a sample: every window of the story, in story order."""
+    """``n`` consecutive shots of one story a sample: every window of the story, in story order.
+
+    ``n="story"`` takes whole stories: every run of usable consecutive shots once, cut into equal parts where it is longer than
+    :data:`LONGEST`; a bucket then is a clip size and a number of shots. For a drawn ``n`` mix streams of different ``n``
+    (:class:`MixedStream`).
+    """
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
-        if len(rows) < self.n:
-            return np.zeros((0, self.n), np.int64)
-        story = self.index["story"].combine_chunks().dictionary_encode().indices.to_numpy()
-        position = self.index["position"].to_numpy()
-        windows = np.lib.stride_tricks.sliding_window_view(rows, self.n)
-        same = (story[windows] == story[windows[:, :1]]).all(axis=1)
-        follow = (np.diff(position[windows], axis=1) == 1).all(axis=1)
-        return windows[same & follow].copy()
+        story = self.index["story"].combine_chunks().indices.to_numpy()[rows]
+        follows = (np.diff(story) == 0) & (np.diff(self.index["position"].to_numpy()[rows]) == 1)
+        begins = np.flatnonzero(np.concatenate([[True], ~follows])[: len(rows)])
+        ends = np.concatenate([begins[1:], [len(rows)]])[: len(begins)]
+        if self.n != "story":
+            first = np.arange(len(rows))
+            run = np.searchsorted(begins, first, side="right") - 1
+            first = first[first + self.n <= ends[run]] if len(rows) else first
+            return rows[first[:, None] + np.arange(self.n)]
+        parts = -(-(ends - begins) // LONGEST)
+        owner, part = (
+            np.repeat(np.arange(len(begins)), parts),
+            np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts),
+        )
+        size = (ends - begins)[owner]
+        first, last = (begins[owner] + size * (part + after) // parts[owner] for after in (0, 1))
+        cells = first[:, None] + np.arange(int((last - first).max(initial=1)))
+        return np.where(cells < last[:, None], rows[np.minimum(cells, len(rows) - 1)], -1) if len(rows) else cells
 
 
 class DrawnStream(_Stream):
-    """``n`` different shots a sample, drawn from all that the filters leave: each shot leads one sample an epoch."""
+    """``n`` different shots a sample, drawn from all of the same bucket: each shot leads one sample an epoch."""
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
-        return np.repeat(rows[:, None], self.n, axis=1) if len(rows) >= self.n else np.zeros((0, self.n), np.int64)
+        return rows[:, None]
+
+    def _buckets(self, sequences: np.ndarray) -> tuple[np.ndarray, list[Bucket]]:
+        bucket, _ = super()._buckets(sequences)
+        n = cast(int, self.n)
+        few = np.bincount(bucket[bucket >= 0], minlength=len(self.clips)) < n
+        return np.where((bucket >= 0) & few[bucket], -1, bucket).astype(np.int16), [
+            self._bucket(clip, n) for clip in self.clips
+        ]
 
     def rows(self, place: Place) -> list[int]:
         """The leading shot, then ``n`` - 1 others drawn by (seed, epoch, sample)."""
-        others = np.delete(self.sequences[:, 0], place.sample)
-        drawn = others[np.argsort(mix64(self.seed, place.epoch, 3, place.sample, others), kind="stable")]
-        return [int(self.sequences[place.sample, 0]), *(int(row) for row in drawn[: self.n - 1])]
+        members, drawn, attempt = self._members(place.bucket), [place.sample], 0
+        while len(drawn) < cast(int, self.n):
+            number = int(mix64(self.seed, place.epoch, 3, place.sample, attempt)[0] % np.uint64(len(members)))
+            attempt += 1
+            if members[number] not in drawn:
+                drawn.append(int(members[number]))
+        return [int(self.sequences[sample, 0]) for sample in drawn]
 
+    def rows_read(self, steps: int) -> np.ndarray:
+        """See :meth:`IndexedStream.rows_read`; what is drawn differs from epoch to epoch."""
+        read = [row for step in range(steps) for place in self.batch(step) for row in self.rows(place)]
+        return np.unique(np.array(read, np.int64))
 
-class _StepSampler(Sampler):
-    """Micro-batches of one process from the stream's step on; a pure function of the stream's state and the rank."""
-
-    def __init__(self, stream: _Stream, first: int, share: int, accumulate: int, steps: int | None) -> None:
-        self.stream, self.first, self.share, self.accumulate = stream, first, share, accumulate
-        self.start, self.steps = stream.step, steps
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        step = self.start
-        while self.steps is None or step < self.start + self.steps:
-            places = self.stream.batch(step)
-            for micro in range(self.accumulate):
-                begin = self.first + micro * self.share
-                yield places[begin : begin + self.share]
-            step += 1
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    """The collate function: the dataset has put the batch together."""
-    return batch
-
-
-def share_of(samples: int, global_batch: int, world_size: int, accumulate: int = 1) -> int:
-    """Samples of a micro-batch on one process.
-
-    Raises:
-        DataError: the global batch cannot be shared equally, or there are fewer samples than processes.
-    """
-    if samples < world_size:
-        raise DataError(f"{samples} samples for {world_size} processes: use at most {samples} processes, or more films")
-    parts = world_size * accumulate
-    if global_batch % parts:
-        nearest = max(parts, global_batch // parts * parts)
-        raise DataError(
-            f"a global batch of {global_batch} does not divide over {world_size} processes x {accumulate} accumulated "
-            f"micro-batches; use a multiple of {parts}, such as {nearest}"
-        )
-    return global_batch // parts
-
-
-def fingerprint(directory: Path, split: str) -> dict[str, Any]:
-    """What a split consists of, so that a change can be named.
-
-    ``shots`` counts the rows; ``keys``, ``clips`` and ``shards`` are SHA-256 hashes of the shots and their order, of
-    the clips, and of the tars as the manifest lists them (so captions and reference sheets too).
-    """
-    index = read_index(directory, split)
-    files = read_manifest(directory).get("files", {})
-    tars = {str(name): str(what) for name, what in sorted(files.items()) if f"shots/{split}-" in str(name)}
-    hashes = {
-        "keys": index["key"].to_pylist(),
-        "clips": index["sha256"].to_pylist(),
-        "shards": [f"{name} {what}" for name, what in tars.items()],
-    }
-    return {
-        "shots": index.num_rows,
-        **{name: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] for name, lines in hashes.items()},
-    }
+    def _members(self, bucket: int) -> np.ndarray:
+        """Samples of a bucket."""
+        if not hasattr(self, "_of_bucket"):
+            self._of_bucket: dict[int, np.ndarray] = {}
+        if bucket not in self._of_bucket:
+            self._of_bucket[bucket] = np.flatnonzero(self.plan.bucket == bucket)
+        return self._of_bucket[bucket]

@@ -30,6 +30,12 @@ SOUND_PIECE = 10.0
 """Seconds of sound encoded at a time, so that memory does not grow with the shot and sound lies beside its pictures."""
 
 
+EASY_TO_DECODE = {"coder": "cavlc", "b-pyramid": "none"}
+"""What x264 leaves out, arithmetic coding and B-frames that others refer to: shots decode 1.5 times as fast, for 12 % more
+bytes at the same likeness (``benchmarks.decoding``). Its "fastdecode" decodes 1.7 times as fast, but without the deblocking
+that flat drawn areas need."""
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """How clips are stored.
@@ -136,7 +142,7 @@ class _ClipWriter:
         self.video.codec_context.thread_count = config.threads
         self.video.codec_context.gop_size = config.keyframe_interval
         self.video.codec_context.color_range, self.video.codec_context.colorspace = like.color_range, like.colorspace
-        self.video.options = {"crf": str(config.crf), "preset": config.preset, **X264_REPRODUCIBLE}
+        self.video.options = {"crf": str(config.crf), "preset": config.preset, **EASY_TO_DECODE, **X264_REPRODUCIBLE}
         self.sound = None
         if film.info.has_audio:
             self.sound = self.container.add_stream("aac", rate=SOUND_RATE, layout="stereo")

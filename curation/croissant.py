@@ -185,13 +185,15 @@ class _Writer:
         return found
 
     def indexes(self) -> list[Any]:
-        """A record set for the index of each split: a record a shot."""
+        """A record set for each index: a record a shot, or an audio clip, of a split."""
         found = []
         for name in self._names("index/"):
-            split = Path(name).stem
-            fields = [self._column(f"index-{split}", name, column) for column in _columns(self.directory / name)]
-            about = f"One record a shot of {split}: what it is, its scores, and at which bytes of the shards its members lie."
-            found.append(self._records(f"index-{split}", about, fields))
+            config, _, split = Path(name).stem.rpartition("-")
+            known = f"index-{Path(name).stem}"
+            fields = [self._column(known, name, column) for column in _columns(self.directory / name)]
+            what = "an audio clip" if config == "audio" else "a shot"
+            about = f"One record {what} of {split}: what it is, its scores, and at which bytes of the shards its members lie."
+            found.append(self._records(known, about, fields))
         return found
 
     def samples(self) -> list[Any]:

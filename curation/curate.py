@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 STAGES = ("screen", "cuts", "clips", "scores", "rows")
 """Names under which the progress of a film is told, and under which it is dropped."""
-REVISION = 6
+REVISION = 7
 """Raised when a stage's code changes its results, so that staged results of older code are not taken for new ones."""
 
 

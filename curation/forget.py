@@ -26,6 +26,7 @@ from curation.optout import address_key
 from curation.origin import SOURCE_SUFFIX, read_source
 from curation.video import EXTENSIONS
 from curation.ytdlp import PARTIAL
+from streams.feature_files import forget_video
 
 WORDS = frozenset(
     (
@@ -146,6 +147,11 @@ def forget(
     for folder in [Path(f"{place}.films") for place in beside] + ([downloads] if downloads else []):
         with gone.trying(folder):
             _forget_downloads(traces, folder, gone)
+    videos = {line.video for line in traces.lines}
+    for place in beside:
+        features = Path(f"{place}.features")
+        with gone.trying(features):
+            gone.paths.extend(forget_video(features, videos))
     fresh = any(line.state != "withdrawn" for line in traces.lines)
     for place in beside:
         _forget_report(place, fresh, gone)

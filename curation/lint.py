@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
@@ -20,6 +21,7 @@ from animeshooter_dataset import (
     KEY_PATTERN,
     MEMBERS,
     RECORDS,
+    SCHEMA_VERSION,
     SPLITS,
     AudioRecord,
     DataError,
@@ -30,6 +32,8 @@ from animeshooter_dataset import (
     ShotRecord,
     StoryRecord,
     first_problem,
+    index_name,
+    read_audio_index,
     read_entries,
     read_index,
     read_lines,
@@ -38,7 +42,7 @@ from animeshooter_dataset import (
     splits,
 )
 from curation.card import render_card
-from curation.pack import LEDGERS, file_hashes, index_values
+from curation.pack import HASHED, INDEXED, LEDGERS, file_hashes, index_values
 
 
 @dataclass
@@ -56,7 +60,8 @@ class _Seen:
 
     stories: dict[str, StoryRecord] = field(default_factory=dict)
     shots: dict[str, ShotRecord] = field(default_factory=dict)
-    places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clips: dict[str, AudioRecord] = field(default_factory=dict)
+    places: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     videos: dict[str, str] = field(default_factory=dict)
 
 
@@ -80,7 +85,8 @@ def lint(directory: Path, *, decode: bool = True, progress: Callable[[str], None
                     progress(f"{config}/{tar.name}")
                 _check_shard(tar, config, split, decode, report, seen)
     _check_joins(report, seen)
-    _check_index(directory, report, seen)
+    for config in INDEXED:
+        _check_index(directory, config, report, seen)
     _check_rights(directory, report, seen)
     return report
 
@@ -145,10 +151,14 @@ def _check_sample(
         seen.stories[key] = record
     if isinstance(record, ShotRecord):
         seen.shots[key] = record
-        seen.places[key] = {"shard": where.partition(":")[0], "sha256": hashlib.sha256(blobs["mp4"]).hexdigest()}
+    if isinstance(record, AudioRecord):
+        seen.clips[key] = record
+    if config in INDEXED:
+        place = seen.places[config, key] = {"shard": where.partition(":")[0]}
+        place |= {column: hashlib.sha256(blobs[member]).hexdigest() for member, column in HASHED[config].items()}
         for entry, blob in entries:
             member = entry.name.partition(".")[2]
-            seen.places[key] |= {f"{member}_offset": entry.offset_data, f"{member}_size": len(blob)}
+            place |= {f"{member}_offset": entry.offset_data, f"{member}_size": len(blob)}
     if decode:
         report.problems.extend(f"{where}: {problem}" for problem in _media_problems(record, blobs, report))
 
@@ -234,29 +244,46 @@ def _check_references(key: str, record: ShotRecord | StoryRecord, seen: _Seen, r
             report.problems.append(f"{key}: a reference comes from {reference.shot}, which is of another video")
 
 
-def _check_index(directory: Path, report: LintReport, seen: _Seen) -> None:
-    indexed: set[str] = set()
-    present = [split for split in SPLITS if (directory / "index" / f"{split}.parquet").is_file()]
-    for split in sorted(set(present) ^ set(splits(directory))):
-        report.problems.append(f"index/{split}.parquet: the split has {'no shards' if split in present else 'no index'}")
-    for split in present:
-        try:
-            rows = read_index(directory, split).to_pylist()
-        except DataError as error:
-            report.problems.append(str(error))
+def _check_index(directory: Path, config: str, report: LintReport, seen: _Seen) -> None:
+    """An index has a row a sample, in the order of the shards, and every value is that of its sample."""
+    present = [split for split in SPLITS if (directory / index_name(config, split)).is_file()]
+    if config == "audio" and not present and str(read_manifest(directory)["schema_version"]) in ("1.0", "1.1"):
+        return  # audio clips have an index since schema 1.2
+    for split in SPLITS:
+        name, sharded = index_name(config, split), split in splits(directory, config)
+        if split not in present and sharded:
+            mend = "" if config == "shots" else "; `animeshooter filter DIR --out NEW` writes the dataset anew with it"
+            report.problems.append(f"{name}: the split has no index{mend}")
+        elif split in present:
+            if not sharded:
+                report.problems.append(f"{name}: the split has no shards")
+            _check_rows(directory, config, split, report, seen)
+
+
+def _check_rows(directory: Path, config: str, split: str, report: LintReport, seen: _Seen) -> None:
+    name, records = index_name(config, split), seen.shots if config == "shots" else seen.clips
+    there = [key for key, record in records.items() if record.split == split]
+    try:
+        rows = (read_index if config == "shots" else read_audio_index)(directory, split).to_pylist()
+        older = str(read_manifest(directory)["schema_version"]) != SCHEMA_VERSION
+        has = set(pq.read_schema(directory / name).names) if older else None  # an older index has fewer columns
+    except DataError as error:
+        report.problems.append(str(error))
+        return
+    for row in rows:
+        record = records.get(row["key"])
+        if record is None:
+            report.problems.append(f"{name}: {row['key']} is in no shard")
             continue
-        for row in rows:
-            indexed.add(row["key"])
-            shot = seen.shots.get(row["key"])
-            if shot is None:
-                report.problems.append(f"index/{split}.parquet: {row['key']} is in no shard")
-                continue
-            true = index_values(shot) | seen.places[row["key"]]
-            wrong = sorted(name for name, value in true.items() if row[name] != value)
-            if wrong:
-                report.problems.append(f"index/{split}.parquet: {row['key']} is wrong in {', '.join(wrong)}")
-    for key in sorted(seen.shots.keys() - indexed):
-        report.problems.append(f"{key}: in no index")
+        true = index_values(record) | seen.places[config, row["key"]]
+        wrong = sorted(column for column, value in true.items() if row[column] != value and (has is None or column in has))
+        if wrong:
+            report.problems.append(f"{name}: {row['key']} is wrong in {', '.join(wrong)}")
+    listed = [row["key"] for row in rows]
+    missing = sorted(set(there) - set(listed))
+    report.problems.extend(f"{key}: in no index" for key in missing)
+    if not missing and set(listed) == set(there) and listed != there:
+        report.problems.append(f"{name}: rows stand twice, or in another order than their samples in the shards")
 
 
 def _check_rights(directory: Path, report: LintReport, seen: _Seen) -> None:

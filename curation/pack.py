@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from animeshooter_dataset import (
+    AUDIO_INDEX_SCHEMA,
     INDEX_SCHEMA,
     MEMBERS,
     SCHEMA_VERSION,
@@ -39,6 +40,7 @@ from animeshooter_dataset import (
     ShotRecord,
     StoryRecord,
     dump,
+    index_name,
     read_lines,
     split_of,
 )
@@ -47,6 +49,10 @@ from curation.card import render_card
 MIN_VIDEOS_TO_SPLIT = 20
 """Under this many videos everything is ``train`` unless the user gives shares: a split of one film measures that film."""
 DEFAULT_SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
+INDEXED = {"shots": INDEX_SCHEMA, "audio": AUDIO_INDEX_SCHEMA}
+"""The configs whose samples have rows in an index, and its columns."""
+HASHED = {"shots": {"mp4": "sha256"}, "audio": {"flac": "sha256", "mp4": "mp4_sha256"}}
+"""Of the configs with an index: the members that are hashed, and the columns of the hashes."""
 INDEX_ROWS = 4096
 """Rows of the index written at a time: a row group of its file."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -129,7 +135,7 @@ class Shards:
             self.archive = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
 
     def add(self, key: str, blobs: Mapping[str, bytes]) -> dict[str, Any]:
-        """Append one sample; returns the byte offset and size of each member, and the hash of its clip if it has one."""
+        """Append one sample; returns the byte offset and size of each member, and the hashes that its index row has."""
         assert self.archive is not None
         places: dict[str, Any] = {}
         for member, blob in blobs.items():
@@ -138,8 +144,8 @@ class Shards:
             offset = self.archive.offset + tarfile.BLOCKSIZE
             self.archive.addfile(entry, io.BytesIO(blob))
             places |= {f"{member}_offset": offset, f"{member}_size": len(blob)}
-            if member == "mp4":
-                places["sha256"] = hashlib.sha256(blob).hexdigest()
+            if column := HASHED.get(self.config, {}).get(member):
+                places[column] = hashlib.sha256(blob).hexdigest()
         self.archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps one object an entry, for reading back
         return places
 
@@ -153,9 +159,10 @@ class Shards:
 
 @dataclass
 class Index:
-    """Writes the index of one split, some thousand rows at a time."""
+    """Writes the index of one config and split, some thousand rows at a time."""
 
     path: Path
+    schema: pa.Schema
     rows: list[dict[str, Any]] = field(default_factory=list)
     writer: pq.ParquetWriter | None = None
 
@@ -169,9 +176,9 @@ class Index:
         """Write the rows that wait."""
         if self.writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.writer = pq.ParquetWriter(self.path, INDEX_SCHEMA, compression="zstd")
+            self.writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
         if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA))
+            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
             self.rows.clear()
 
     def close(self) -> None:
@@ -207,7 +214,7 @@ class Packer:
         self.rejected: Counter[str] = Counter()
         self.files: dict[str, dict[str, Any]] = {}
         self.writers: dict[tuple[str, str], Shards] = {}
-        self.indexes: dict[str, Index] = {}
+        self.indexes: dict[tuple[str, str], Index] = {}
         self.videos: set[str] = set()
         self.lines = {name: Hashed(directory / f"{name}.jsonl") for name in LINES}
 
@@ -291,8 +298,10 @@ class Packer:
             members = {name: dump(record) if name == "json" else media(record.key, name) for name in MEMBERS[config]}
             places = writer.add(record.key, members)
             self.counts[config] += 1
-            if isinstance(record, ShotRecord):
-                index = self.indexes.setdefault(split, Index(self.directory / "index" / f"{split}.parquet"))
+            if config in INDEXED:
+                index = self.indexes.setdefault(
+                    (config, split), Index(self.directory / index_name(config, split), INDEXED[config])
+                )
                 index.add({**index_values(record), **places, "shard": writer.name})
             written.append(record)
         return written
@@ -347,13 +356,26 @@ def shares_for(asked: Mapping[str, float] | None, kept: Iterable[bool]) -> Mappi
     return DEFAULT_SHARES if sum(enough) == MIN_VIDEOS_TO_SPLIT else {"train": 1.0}
 
 
-def index_values(shot: ShotRecord) -> dict[str, Any]:
-    """The columns of a shot's index row that its record alone determines."""
+def index_values(record: ShotRecord | AudioRecord) -> dict[str, Any]:
+    """The columns of an index row that the record alone determines."""
+    return _clip_values(record) if isinstance(record, AudioRecord) else _shot_values(record)
+
+
+def _clip_values(clip: AudioRecord) -> dict[str, Any]:
+    same = ("key", "story", "video", "position", "frames", "fps", "height", "width", "characters", "licence")
+    heard = ("samples", "sample_rate", "channels", "type", "shots")
+    return {**{name: getattr(clip, name) for name in (*same, *heard)}, **clip.sound.model_dump()}
+
+
+def _shot_values(shot: ShotRecord) -> dict[str, Any]:
+    picture = shot.picture or (0, 0, shot.width, shot.height)
     same = ("key", "story", "video", "position", "frames", "fps", "height", "width", "has_audio", "characters", "licence")
     return {
         **{name: getattr(shot, name) for name in (*same, "prologue_or_epilogue", "rejected_by")},
         **shot.scores.model_dump(),
         **shot.sound.model_dump(),
+        "picture_height": picture[3] - picture[1],
+        "picture_width": picture[2] - picture[0],
         "clean_start": shot.clean_start_frame - shot.start_frame,
         "clean_end": shot.clean_end_frame - shot.start_frame,
         "references": len(shot.references),

@@ -32,6 +32,7 @@ from animeshooter_dataset import (
     RightsRecord,
     dump,
     first_problem,
+    index_name,
     read_lines,
     read_manifest,
     shards,
@@ -42,7 +43,7 @@ from curation.forget import Traces, forget
 from curation.index import index_batches
 from curation.lines import one_line
 from curation.optout import Kind, OptOut, withdrawn_records
-from curation.pack import INDEX_ROWS, Hashed, file_hash, shares_for, write_manifest
+from curation.pack import INDEX_ROWS, INDEXED, Hashed, file_hash, shares_for, write_manifest
 from curation.splice import Ranges, copy_without, records_of
 from curation.ytdlp import today as date_of_today
 
@@ -219,8 +220,10 @@ class _Removal:
                     if config != "shots" or name in holding:
                         self.progress(name)
                         self._rewrite_shard(name, config)
-        for split in splits(self.home):
-            self._rewrite_index(f"index/{split}.parquet")
+        for config in INDEXED:
+            for split in splits(self.home, config):
+                if (self.home / index_name(config, split)).is_file() or config == "shots":  # schema 1.1 indexes shots alone
+                    self._rewrite_index(index_name(config, split), config)
         removed = self._rewrite_ledgers()
         values |= {"dropped": self._dropped(), "rejected_by": self._rejected()}
         empty = not any(splits(self.new, config) for config in MEMBERS)
@@ -288,7 +291,7 @@ class _Removal:
                 f"no build does that: name {told['video']} as well"
             )
 
-    def _rewrite_index(self, name: str) -> None:
+    def _rewrite_index(self, name: str, config: str) -> None:
         """Take the films' rows out of the index of a split, and tell where the other samples lie now."""
         source, rows, videos = self.home / name, 0, pa.array(self.found)
         try:
@@ -301,7 +304,7 @@ class _Removal:
                     for batch in file.iter_batches(INDEX_ROWS):
                         left = batch.filter(pc.invert(pc.is_in(batch["video"], value_set=videos)))
                         if left.num_rows:
-                            writer.write_batch(self._moved(left))
+                            writer.write_batch(self._moved(left, config))
                         rows += left.num_rows
         except pa.ArrowException as error:
             raise DataError(f"{source}: not readable as a shard index ({str(error).splitlines()[0]})") from None
@@ -310,10 +313,10 @@ class _Removal:
         else:
             self._gone(name)
 
-    def _moved(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _moved(self, batch: pa.RecordBatch, config: str) -> pa.RecordBatch:
         """Rows with the offsets that their samples have in the shards as they are now."""
         names = batch["shard"].to_pylist()
-        for member in MEMBERS["shots"]:
+        for member in MEMBERS[config]:
             column = f"{member}_offset"
             offsets = [
                 self.cuts[name].moved(offset) if name in self.cuts else offset

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from animeshooter_streams import Batch, ShotStream
 from recipes.config import PAPER_CLIP, TINY_CLIP, Config, DataConfig, TrainConfig
-from recipes.trainer import Stage, captions_of, main
+from recipes.encoding import captions_of, encode_captions, frames_of
+from recipes.trainer import Stage, main
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -42,12 +43,20 @@ PRESETS = {
 def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[torch.Generator]) -> Tensor:
     """Squared error of each sample's condition [B], averaged over tokens and width."""
     captions = [caption for (caption,) in captions_of(batch, config.data.caption)]
-    condition = gen.first_frame_condition(batch.first[:, 0], captions)
-    target = gen.text_features(captions)
+    condition = gen.first_frame_condition(frames_of(batch, "first")[:, 0], captions)
+    target = encode_captions(gen, batch, captions, [False] * len(captions))
     return (condition.float() - target.float()).square().flatten(1).mean(1)
 
 
-STAGE = Stage(name="align", parents=("preset", "pretrain"), stream=ShotStream, loss=loss, presets=PRESETS, about=__doc__)
+STAGE = Stage(
+    name="align",
+    parents=("preset", "pretrain"),
+    stream=ShotStream,
+    loss=loss,
+    presets=PRESETS,
+    about=__doc__,
+    needs=frozenset({"first", "text"}),
+)
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

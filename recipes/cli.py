@@ -14,6 +14,7 @@ from pathlib import Path
 from recipes.command import add_verb, add_workers
 from recipes.verbs_dataset import add_dataset_verbs
 from recipes.verbs_rights import add_rights_verbs
+from recipes.verbs_train import add_train_verbs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_dataset_verbs(verbs)
     add_rights_verbs(verbs)
+    add_train_verbs(verbs)
 
     generate = add_verb(verbs, "generate", _generate, "a story, shot by shot, from a checkpoint")
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder, or its name on the Hub")

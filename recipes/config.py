@@ -24,6 +24,7 @@ class ClipConfig:
     width: int
     fps: float
     min_frames: int = 2
+    starts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class DataConfig:
         require_reference: leave out samples without a reference, rather than train them without one.
         video: only this film.
         character: only shots that list this character.
+        where: only shots whose columns of the index meet these conditions, parted by semicolons:
+            ``aesthetic>=5; licence in CC0-1.0|CC BY 4.0``.
         prologue_and_epilogue: also title cards and credits.
         rejected: also shots that fail a rule of the dataset.
         workers: decoding processes on each rank; 0 decodes in the training process.
+        features: directory of cached features (``recipes/cache_features.py`` writes it); None makes all of them anew.
+        latents: "mode" trains on the mean of the VAE's posterior, "sample" on a draw from it.
     """
 
     clip: ClipConfig
@@ -50,14 +55,32 @@ class DataConfig:
     require_reference: bool = False
     video: str | None = None
     character: str | None = None
+    where: str | None = None
     prologue_and_epilogue: bool = False
     rejected: bool = False
     workers: int = 0
+    features: str | None = None
+    latents: Literal["mode", "sample"] = "mode"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop. ``global_batch`` is samples a step over all processes and ``accumulate`` micro-batches."""
+    """The loop.
+
+    Args:
+        steps: of the whole run.
+        global_batch: samples a step, over all processes and micro-batches.
+        learning_rate: after the warm-up.
+        accumulate: micro-batches a step.
+        warmup: steps over which the learning rate rises from nothing.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        seed: of the order, of every draw and of random weights.
+        precision: of the arithmetic; None leaves it to the launcher.
+        save_every: steps from one snapshot to the next; with none, there are only those of a run that is asked to stop.
+        keep: snapshots that stay, the newest ones.
+        patience: seconds that a process waits for another before it takes it for lost.
+    """
 
     steps: int
     global_batch: int
@@ -68,6 +91,9 @@ class TrainConfig:
     clip_norm: float = 1.0
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] | None = None
+    save_every: int | None = 250
+    keep: int = 2
+    patience: int = 900
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from animeshooter_clips import on_white
 from animeshooter_dataset import DataError
 from curation.video import X264_REPRODUCIBLE
 from recipes.trainer import model_errors, quiet_loading
+from streams.clips import on_white
 
 
 class ClipWriter:

@@ -32,7 +32,15 @@ PRESETS = {
         train=TrainConfig(steps=1_500, global_batch=2, learning_rate=1e-4, warmup=50, precision="bf16"),
     ),
 }
-STAGE = Stage(name="lora", parents=("multi_shot",), stream=DrawnStream, loss=loss, presets=PRESETS, about=__doc__)
+STAGE = Stage(
+    name="lora",
+    parents=("multi_shot",),
+    stream=DrawnStream,
+    loss=loss,
+    presets=PRESETS,
+    about=__doc__,
+    needs=frozenset({"latents", "last"}),
+)
 
 
 def lora_main(argv: list[str] | None = None) -> int:

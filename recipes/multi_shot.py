@@ -35,7 +35,15 @@ PRESETS = {
         dropout=DROPOUT,
     ),
 }
-STAGE = Stage(name="multi_shot", parents=("single_shot",), stream=StoryStream, loss=loss, presets=PRESETS, about=__doc__)
+STAGE = Stage(
+    name="multi_shot",
+    parents=("single_shot",),
+    stream=StoryStream,
+    loss=loss,
+    presets=PRESETS,
+    about=__doc__,
+    needs=frozenset({"latents", "last"}),
+)
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

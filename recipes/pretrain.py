@@ -19,7 +19,8 @@ from torch import Tensor
 
 from animeshooter_streams import Batch, ShotStream
 from recipes.config import TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
-from recipes.trainer import Stage, captions_of, encode_clips, main
+from recipes.encoding import captions_of, encode_captions, encode_clips
+from recipes.trainer import Stage, main
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -36,11 +37,10 @@ PRESETS = {
 
 def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[torch.Generator]) -> Tensor:
     """Diffusion loss of each sample [B]."""
-    texts = [
-        "" if torch.rand((), generator=generator) < config.dropout.caption else caption
-        for (caption,), generator in zip(captions_of(batch, config.data.caption), generators)
-    ]
-    condition, latents = gen.text_features(texts), encode_clips(gen, batch)
+    captions = [caption for (caption,) in captions_of(batch, config.data.caption)]
+    dropped = [bool(torch.rand((), generator=generator) < config.dropout.caption) for generator in generators]
+    condition = encode_captions(gen, batch, captions, dropped)
+    latents = encode_clips(gen, batch, config, generators)
     losses = [
         gen.diffusion_loss(latents[place], condition[place : place + 1], generator)[0].mean()
         for place, generator in enumerate(generators)
@@ -48,7 +48,15 @@ def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[to
     return torch.stack(losses)
 
 
-STAGE = Stage(name="pretrain", parents=("preset",), stream=ShotStream, loss=loss, presets=PRESETS, about=__doc__)
+STAGE = Stage(
+    name="pretrain",
+    parents=("preset",),
+    stream=ShotStream,
+    loss=loss,
+    presets=PRESETS,
+    about=__doc__,
+    needs=frozenset({"latents", "text", "blank"}),
+)
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

@@ -202,7 +202,7 @@ def data_of(stream: ShotStream | StoryStream | DrawnStream, stage: str, steps: i
     Raises:
         DataError: the dataset's ledger, or the list of films of the parent, is damaged.
     """
-    rows = _rows_read(stream, steps)
+    rows = stream.rows_read(steps)
     table = stream.index.select(["video", "licence"]).take(rows)
     shots = {entry["values"]: entry["counts"] for entry in pc.value_counts(table["video"].combine_chunks()).to_pylist()}
     licences = dict(zip(table["video"].to_pylist(), table["licence"].to_pylist()))
@@ -224,9 +224,9 @@ def data_of(stream: ShotStream | StoryStream | DrawnStream, stage: str, steps: i
         "contact": manifest.get("contact"),
         **stream.state_dict(),
         "samples": len(stream),
-        "samples_read": steps * stream.global_batch,
+        "samples_read": stream.samples_read(steps),
         "shots_read": len(rows),
-        "epochs": round(steps * stream.global_batch / len(stream), 4),
+        "epochs": round(stream.samples_read(steps) / len(stream), 4),
         "films": len(films),
         "licences": _counted(film["licence"] for film in films),
         "annotation_licences": _counted(text for film in films for text in film["annotation_licences"]),
@@ -237,19 +237,6 @@ def data_of(stream: ShotStream | StoryStream | DrawnStream, stage: str, steps: i
 
 def _counted(names: Any) -> dict[str, int]:
     return dict(sorted(Counter(name or "not stated" for name in names).items()))
-
-
-def _rows_read(stream: Any, steps: int) -> np.ndarray:
-    """Rows of the index that ``steps`` steps read, ascending, each once."""
-    from animeshooter_streams import DrawnStream
-
-    # What is drawn anew differs from epoch to epoch; anything else has been read whole after one.
-    last = steps if isinstance(stream, DrawnStream) else min(steps, stream.steps_per_epoch)
-    read = np.zeros(stream.index.num_rows, dtype=bool)
-    for step in range(last):
-        for place in stream.batch(step):
-            read[stream.rows(place)] = True
-    return np.flatnonzero(read)
 
 
 def _annotations(directory: Path, videos: set[str]) -> tuple[dict[str, set[str]], Counter[str]]:
@@ -333,6 +320,7 @@ def run_record(
     ran_on: Machine,
     optimizer: Mapping[str, Any],
     parameters: Mapping[str, Any],
+    starts: list[dict[str, int]],
 ) -> dict[str, Any]:
     """Everything that ``training.json`` says.
 
@@ -346,6 +334,7 @@ def run_record(
         ran_on: see :class:`Machine`.
         optimizer: name and settings of the optimizer, and the schedule in words.
         parameters: see :func:`parameters_of`.
+        starts: each time the run was started: after which step, on how many processes.
     """
     history = history_of(parent)
     return {
@@ -365,6 +354,7 @@ def run_record(
         "run": {
             "finished": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "seconds": round(seconds, 1),
+            "starts": starts,
             **dataclasses.asdict(ran_on),
         },
         "versions": versions(),

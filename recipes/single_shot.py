@@ -20,7 +20,8 @@ from torch import Tensor
 
 from animeshooter_streams import Batch, ShotStream
 from recipes.config import PAPER_CLIP, TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
-from recipes.trainer import Stage, captions_of, encode_clips, main
+from recipes.encoding import captions_of, encode_clips, frames_of
+from recipes.trainer import Stage, main
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -51,8 +52,9 @@ def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[to
         rates = config.dropout
         references.append(None if reference < rates.reference or both < rates.both else one.reference)
         captions.append([""] * len(texts) if caption < rates.caption or both < rates.both else texts)
-    condition = gen.condition(references, captions, batch.last[:, :-1])
-    latents = encode_clips(gen, batch)
+    last = frames_of(batch, "last")[:, :-1] if len(captions[0]) > 1 else None
+    condition = gen.condition(references, captions, last)
+    latents = encode_clips(gen, batch, config, generators)
     # Sample by sample, so that noise and timesteps do not depend on which samples share a process.
     losses = [
         gen.diffusion_loss(latents[place], condition[place], generator)[0].mean() for place, generator in enumerate(generators)
@@ -60,7 +62,15 @@ def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[to
     return torch.stack(losses)
 
 
-STAGE = Stage(name="single_shot", parents=("align",), stream=ShotStream, loss=loss, presets=PRESETS, about=__doc__)
+STAGE = Stage(
+    name="single_shot",
+    parents=("align",),
+    stream=ShotStream,
+    loss=loss,
+    presets=PRESETS,
+    about=__doc__,
+    needs=frozenset({"latents"}),
+)
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

@@ -10,12 +10,12 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "animeshooter_records": set(),
     "animeshooter_dataset": {"animeshooter_records"},
-    "animeshooter_clips": {"animeshooter_dataset"},
-    "animeshooter_streams": {"animeshooter_clips", "animeshooter_dataset"},
-    "curation": {"animeshooter_dataset"},
+    "streams": {"animeshooter_dataset", "animeshooter_records", "animeshooter_streams"},
+    "animeshooter_streams": {"animeshooter_dataset", "animeshooter_records", "streams"},
+    "curation": {"animeshooter_dataset", "animeshooter_records", "streams"},
     "model": set(),
-    "benchmarks": {"animeshooter_dataset", "curation"},
-    "recipes": {"animeshooter_clips", "animeshooter_dataset", "animeshooter_streams", "curation", "model"},
+    "benchmarks": {"animeshooter_dataset", "animeshooter_records", "animeshooter_streams", "curation", "recipes", "streams"},
+    "recipes": {"animeshooter_dataset", "animeshooter_streams", "curation", "model", "streams"},
 }
 
 

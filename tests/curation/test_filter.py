@@ -3,10 +3,19 @@ import json
 import shutil
 
 import pytest
+import takedowns
 from filelock import FileLock
 from packed import write_packed
 
-from animeshooter_dataset import DataError, read_index, read_manifest, read_samples
+from animeshooter_dataset import (
+    DataError,
+    index_name,
+    read_audio_index,
+    read_index,
+    read_manifest,
+    read_samples,
+    splits,
+)
 from curation.filter import filter_dataset, preview
 from curation.lint import lint
 from curation.rules import load_rules, rules_from
@@ -74,6 +83,20 @@ def test_other_rules_mark_records_and_index_and_nothing_else(packed, tmp_path):
         assert (out / name).read_bytes() == (packed / name).read_bytes()
     assert filter_dataset(out, load_rules(), tmp_path / "back").rejected == 2
     assert same(packed, tmp_path / "back")
+
+
+def test_a_dataset_without_an_index_of_audio_clips_gets_one(tmp_path):
+    data = takedowns.write(tmp_path / "data")
+    whole = {split: read_audio_index(data, split) for split in splits(data, "audio")}
+    assert len(whole) > 1
+    manifest = read_manifest(data)
+    for split in whole:
+        (data / index_name("audio", split)).unlink()
+        del manifest["files"][index_name("audio", split)]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    filter_dataset(data, load_rules(), tmp_path / "new")
+    assert lint(tmp_path / "new", decode=False).problems == []
+    assert all(read_audio_index(tmp_path / "new", split).equals(table) for split, table in whole.items())
 
 
 def test_what_comes_out_is_clean(packed, walkers, tmp_path):

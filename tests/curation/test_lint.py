@@ -124,6 +124,53 @@ def test_an_index_that_points_elsewhere_is_found(copy):
     assert "is wrong in sha256" in found
 
 
+def change_rows(path, change):
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[
+            ("flac_offset", 512),
+            ("mp4_size", 1),
+            ("shard", "audio/train-00001.tar"),
+            ("sha256", "0" * 64),
+            ("mp4_sha256", None),
+        ],
+        *[("samples", 7), ("shots", []), ("speech", 0.123), ("type", "music")],
+    ],
+)
+def test_an_index_of_audio_clips_that_says_something_else_is_found(copy, column, value):
+    change_rows(copy / "index" / "audio-train.parquet", lambda rows: [row | {column: value} for row in rows])
+    found = problems(copy)
+    assert "index/audio-train.parquet: walkers-" in found
+    assert f"-a000 is wrong in {column}" in found
+
+
+def test_a_missing_index_of_audio_clips_is_found_and_older_datasets_have_none(copy):
+    (copy / "index" / "audio-train.parquet").unlink()
+    assert "index/audio-train.parquet: the split has no index; `animeshooter filter DIR --out NEW` writes" in problems(copy)
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"schema_version": "1.1"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "audio" not in problems(copy)
+
+
+def test_rows_of_no_sample_twice_or_in_another_order_are_found(copy):
+    path = copy / "index" / "train.parquet"
+    rows = pq.read_table(path).to_pylist()
+    twice = "index/train.parquet: rows stand twice, or in another order than their samples in the shards"
+    change_rows(path, lambda rows: [rows[1], rows[0], *rows[2:]])
+    assert twice in problems(copy)
+    change_rows(path, lambda _: [*rows, rows[2]])
+    assert twice in problems(copy)
+    change_rows(path, lambda _: [*rows[:-1], rows[-1] | {"key": "stranger"}])
+    found = problems(copy)
+    assert "index/train.parquet: stranger is in no shard" in found
+    assert f"{rows[-1]['key']}: in no index" in found
+
+
 def test_a_video_without_rights_is_found(copy):
     (copy / "rights.jsonl").write_text("")
     assert "rights.jsonl: no line for" in problems(copy)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import built
@@ -24,6 +25,8 @@ from animeshooter_dataset import (
     RightsRecord,
     dump,
     features,
+    index_name,
+    read_audio_index,
     read_index,
     read_lines,
     read_manifest,
@@ -104,6 +107,37 @@ def test_index_rows_say_where_the_samples_lie_now(data):
         assert hashlib.sha256(clip).hexdigest() == row["sha256"]
         told = json.loads(blob[row["json_offset"] : row["json_offset"] + row["json_size"]])
         assert told["key"] == row["key"]
+
+
+def test_rows_of_audio_clips_say_where_they_lie_now(tmp_path):
+    data = write(tmp_path / "data", shard_size=60_000)
+    before = {row["key"]: row for split in splits(data, "audio") for row in read_audio_index(data, split).to_pylist()}
+    beside = ((row, after) for row, after in pairwise(before.values()) if row["shard"] == after["shard"])
+    first = next(row for row, after in beside if row["video"] != after["video"])
+    takedown(data, [first["video"]])
+    rows = [row for split in splits(data, "audio") for row in read_audio_index(data, split).to_pylist()]
+    assert [row["key"] for row in rows] == [key for key, row in before.items() if row["video"] != first["video"]]
+    for row in rows:
+        blob = (data / row["shard"]).read_bytes()
+        members = {name: blob[row[f"{name}_offset"] :][: row[f"{name}_size"]] for name in ("mp4", "flac", "json")}
+        assert hashlib.sha256(members["flac"]).hexdigest() == row["sha256"]
+        assert hashlib.sha256(members["mp4"]).hexdigest() == row["mp4_sha256"]
+        assert json.loads(members["json"])["key"] == row["key"]
+        same = {name for name in row if not name.endswith("_offset")}
+        assert {name: row[name] for name in same} == {name: before[row["key"]][name] for name in same}
+    assert any(row["flac_offset"] != before[row["key"]]["flac_offset"] for row in rows)
+    assert not any(first["video"].encode() in path.read_bytes() for path in (data / "index").iterdir())
+
+
+def test_a_dataset_without_an_index_of_audio_clips_is_changed_like_any_other(data):
+    manifest = read_manifest(data)
+    for split in splits(data, "audio"):
+        (data / index_name("audio", split)).unlink()
+        del manifest["files"][index_name("audio", split)]
+    pack.write_manifest(data, manifest | {"schema_version": "1.1"}, manifest["files"])
+    takedown(data, [VIDEOS[1]])
+    assert not list((data / "index").glob("audio-*"))
+    assert lint(data, decode=False).problems == []
 
 
 def test_the_lines_that_stay_tell_who_and_nothing_of_what(data):
@@ -550,3 +584,20 @@ def test_a_rebuild_does_not_bring_it_back(real, tmp_path):
     assert {record.video.partition("-")[0] for record, _ in read_records(data, "stories")} == {"walkers"}
     assert [line.video for line in read_lines(data / "removals.jsonl", RemovalRecord)] == [video]
     assert lint(data, decode=False).problems == []
+
+
+def test_a_cache_of_features_forgets_the_film(data):
+    from streams.feature_files import Entry, finish, folders, write_shard
+
+    directory = data.with_name(f"{data.name}.features") / "text" / "abcdef"
+    directory.mkdir(parents=True)
+    (directory / "identity.json").write_text("{}")
+    secrets = {video: f"what only {video} shows".encode() for video in VIDEOS[:2]}
+    write_shard(directory, "a", [Entry(f"{video}-000-000", video, 0, b"s" * 16, None, blob) for video, blob in secrets.items()])
+    finish(directory)
+    assert folders(directory.parents[1]) == [directory]
+    report = takedown(data, [VIDEOS[0]])
+    held = b"".join(path.read_bytes() for path in directory.iterdir())
+    assert secrets[VIDEOS[0]] not in held
+    assert secrets[VIDEOS[1]] in held
+    assert directory / "a.tar" in report.outside

@@ -87,7 +87,7 @@ def test_accumulation_does_not_change_the_loss(dataset, chain, tmp_path):
 def test_noise_depends_on_step_and_sample_and_not_on_the_process(dataset):
     from dataclasses import asdict
 
-    from animeshooter_clips import ClipSpec
+    from streams.clips import ClipSpec
 
     def numbers(rank, world):
         stream = ShotStream(dataset, ClipSpec(**asdict(TINY_CLIP)), global_batch=4)
