@@ -269,7 +269,7 @@ class WebDataset(Reader):
 class Mosaic(Reader):
     """``StreamingDataset`` over the dataset converted to MDS (not timed), with its own shuffle and its own loader."""
 
-    needs, package = "streams", "mosaicml-streaming"
+    needs, package = "streaming", "mosaicml-streaming"
     note = "converted to MDS before, which is not timed; the last batches of an epoch are filled up"
 
     def prepare(self) -> None:
