@@ -156,7 +156,7 @@ class _Run:
         told = self._told(cuts)
         if self.script is not None and film.script is not None and config.annotator in ("auto", "sidecar"):
             self.stage = "script"
-            check_length(self.script, film.script, film_end(cuts))
+            check_length(self.script, film.script, cuts.end)
         whole = self._clips(cuts, told.spans if told else shots(cuts))
         picture = self._picture(whole.infos[0])
         store = self._staged("scores", lambda folder: self._score(whole, picture, judge, folder))
@@ -210,7 +210,7 @@ class _Run:
         return told
 
     def _clips(self, cuts: FilmCuts, spans: Sequence[Span]) -> FilmShots:
-        times = [*(float(cuts.frames.pts[span.start_frame]) for span in spans), film_end(cuts)]
+        times = [*(float(cuts.frames.pts[span.start_frame]) for span in spans), cuts.end]
         store = self._staged("clips", lambda folder: _store_clips(self.film, spans, times, folder, self.config.clips))
         infos = [ClipInfo(**info) for info in json.loads((store / "clips.json").read_text())]
         paths = [store / f"{number:05d}.mp4" for number in range(len(spans))]
@@ -252,12 +252,6 @@ class _Run:
         film, script = self.film, self.script
         stated = rights_of(film, script).model_dump()
         return RightsRecord(video=film.id, title=title_of(film, script), sha256=film.sha256, state=state, **stated)
-
-
-def film_end(cuts: FilmCuts) -> float:
-    """Seconds at which the last frame ends: its time and the average distance of frames."""
-    last = float(cuts.frames.pts[-1])
-    return last + (last / (cuts.n_frames - 1) if cuts.n_frames > 1 and last > 0 else 1 / cuts.fps)
 
 
 def _script_of(film: Film, config: BuildConfig) -> tuple[SidecarScript | None, list[Dropped]]:

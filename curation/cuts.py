@@ -122,6 +122,17 @@ class FilmCuts:
         edges = np.flatnonzero(np.diff(np.r_[False, self.frames.flat, False]))
         return [[int(first), int(end) - 1] for first, end in edges.reshape(-1, 2)]
 
+    @property
+    def step(self) -> float:
+        """Average distance of frames, seconds."""
+        last = float(self.frames.pts[-1])
+        return last / (self.n_frames - 1) if self.n_frames > 1 and last > 0 else 1 / self.fps
+
+    @property
+    def end(self) -> float:
+        """Seconds at which the last frame ends: its time and the average distance of frames."""
+        return float(self.frames.pts[-1]) + self.step
+
     def save(self, directory: Path | str) -> None:
         """Writes ``cuts.json`` and ``frames.npz`` into a directory, each by an atomic rename."""
         directory = Path(directory)

@@ -66,8 +66,7 @@ class Clock:
         apart = abs(cuts.fps / fps - 1)
         exact = apart <= SAME_RATE or (apart <= 0.05 and abs(last - cuts.n_frames) <= 1)
         pts = np.asarray(cuts.frames.pts, np.float64)
-        step = float(pts[-1]) / (len(pts) - 1) if len(pts) > 1 and pts[-1] > 0 else 1 / cuts.fps
-        return cls(pts, float(pts[-1]) + step, fps, exact, min(1e-3, 0.4 * float(np.diff(pts).min(initial=step))))
+        return cls(pts, cuts.end, fps, exact, min(1e-3, 0.4 * float(np.diff(pts).min(initial=cuts.step))))
 
     @property
     def step(self) -> float:
