@@ -2,7 +2,7 @@
 
 ``ShotStream``    one shot a sample
 ``StoryStream``   ``n`` consecutive shots of one story a sample (every window, so a shot is seen up to ``n`` times an epoch),
-                  or whole stories
+                  a number drawn anew for every step, or whole stories
 ``DrawnStream``   ``n`` shots drawn at random from one film or one character, for fine-tuning on an IP
 ``MixedStream``   several of these, by weight
 
@@ -21,8 +21,9 @@ their number, nor on the number of workers.
 **State.** seed, epoch, step, and what dataset and stream are; resuming is exact, takes no time, and may change the number of
 processes, of micro-batches and of workers. A changed dataset is refused with what changed.
 
-**References.** One image a sample: of the character in most of its shots, never from one of these shots where another
-exists; where none exists (short stories) the image comes from inside the sequence and ``reference_inside`` says so.
+**References.** One image each of the ``references`` characters in most of a sample's shots, never from one of these shots
+where another exists; where none exists (short stories) the image comes from inside the sequence and ``reference_inside`` says
+so.
 
 **Use.** ``for micro in stream.batches(rank, world_size): ...`` under any launcher; leave it out of ``accelerator.prepare``.
 """
@@ -95,7 +96,8 @@ class _Stream(IndexedStream):
         small_buckets: Literal["fill", "drop"] = "fill",
         split: str = "train",
         seed: int = 0,
-        n: int | Literal["story"] = 1,
+        n: int | tuple[int, int] | Literal["story"] = 1,
+        references: int = 1,
         require_reference: bool = False,
         video: str | None = None,
         character: str | None = None,
@@ -120,7 +122,9 @@ class _Stream(IndexedStream):
             small_buckets: "fill" repeats the samples of a bucket with less than one batch, "drop" leaves them out.
             split: train, validation or test.
             seed: of the order and of every draw.
-            n: shots a sample; "story" takes whole stories (:class:`StoryStream` only).
+            n: shots a sample; (least, most) draws their number for every step, "story" takes whole stories (both
+                :class:`StoryStream` only).
+            references: characters of a sample that come with a reference image, at most.
             require_reference: leave out samples without any reference image; else they come with ``reference=None``.
             video: only shots of this video; the same as ``where=["video==..."]``.
             character: only shots that list this character; the same as ``where=["characters has ..."]``.
@@ -142,13 +146,16 @@ class _Stream(IndexedStream):
             raise DataError("stream: give either global_batch (samples a step) or batch_tokens (latent tokens a step)")
         if (
             not self.clips
-            or (n != "story" and n < 1)
-            or min(x for x in (global_batch, batch_tokens, multiple) if x is not None) < 1
+            or (n != "story" and not 1 <= _least(n) <= _most(n))
+            or min(x for x in (global_batch, batch_tokens, multiple, references) if x is not None) < 1
         ):
-            raise DataError(f"stream: batch and shots a sample ({n}) must be at least 1, and there must be a clip")
+            raise DataError(f"stream: batch, references and shots a sample ({n}) must be at least 1, and there must be a clip")
+        if len(set(self.clips)) < len(self.clips):
+            raise DataError("stream: two of its clips are the same; name each size once")
         self.store = Store.open(directory, options)
-        self.directory, self.name = Path(directory), self.store.name
+        self.name = self.store.name
         self.split, self.seed, self.n, self.features = split, seed, n, features
+        self.references = references
         self.require_reference, self._batch = require_reference, (global_batch, batch_tokens, multiple, token)
         self._rule = {"max_upscale": max_upscale, "small_buckets": small_buckets}
         self._verify, self._patience = bool(options and options.verify), patience
@@ -301,7 +308,7 @@ class _Stream(IndexedStream):
         return (
             f"{self.listed} shots, {self.cards} of prologue or epilogue, {self.rejected} rejected by a rule and "
             f"{self.too_short} with fewer than {shortest} clean frames left out, "
-            f"{left_out} samples without reference left out, {self._taken} samples of {self.n}"
+            f"{left_out} samples without reference left out, {self._taken} samples of {told_n(self.n)}"
         )
 
     def describe(self) -> str:
@@ -328,7 +335,8 @@ class _Stream(IndexedStream):
         layout = hashlib.blake2b(self.plan.bucket.tobytes(), digest_size=8)
         layout.update(self.sequences.astype("<i8").tobytes())
         return {
-            "n": self.n,
+            "n": told_n(self.n),
+            "references": self.references,
             **size,
             "clip": [told_clip(clip) for clip in self.clips],
             **self._rule,
@@ -356,7 +364,16 @@ class _Stream(IndexedStream):
 
     def reader(self) -> ShotReader:
         """See :meth:`Walk.reader`."""
-        return ShotReader(self.store, self.name, self.seed, self.bad is not None, self.features, self._verify, self._patience)
+        return ShotReader(
+            self.store,
+            self.name,
+            self.seed,
+            self.bad is not None,
+            self.features,
+            self._verify,
+            self._patience,
+            self.references,
+        )
 
     def __getitem__(self, place: Place | int) -> Sample:
         """Decode a sample: of the first epoch if only its number is given.
@@ -375,7 +392,7 @@ class ShotStream(_Stream):
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
         if self.n != 1:
-            raise DataError(f"ShotStream gives one shot a sample, not {self.n}; use StoryStream")
+            raise DataError(f"ShotStream gives one shot a sample, not {told_n(self.n)}; use StoryStream")
         return rows[:, None]
 
 
@@ -383,8 +400,11 @@ class StoryStream(_Stream):
     """``n`` consecutive shots of one story a sample: every window of the story, in story order.
 
     ``n="story"`` takes whole stories: every run of usable consecutive shots once, cut into equal parts where it is longer than
-    :data:`LONGEST`; a bucket then is a clip size and a number of shots. For a drawn ``n`` mix streams of different ``n``
-    (:class:`MixedStream`).
+    :data:`LONGEST`; a bucket then is a clip size and a number of shots.
+
+    ``n=(2, 4)`` draws the number of shots of every step, by (seed, epoch, step) alone, so that it is the same on all
+    processes. An epoch holds every window of 2, every window of 3 and every window of 4 consecutive shots, each once, so each
+    number comes about equally often, and a shot is seen up to 2 + 3 + 4 times.
     """
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
@@ -393,10 +413,7 @@ class StoryStream(_Stream):
         begins = np.flatnonzero(np.concatenate([[True], ~follows])[: len(rows)])
         ends = np.concatenate([begins[1:], [len(rows)]])[: len(begins)]
         if self.n != "story":
-            first = np.arange(len(rows))
-            run = np.searchsorted(begins, first, side="right") - 1
-            first = first[first + self.n <= ends[run]] if len(rows) else first
-            return rows[first[:, None] + np.arange(self.n)]
+            return _windows(rows, begins, ends, _least(self.n), _most(self.n))
         parts = -(-(ends - begins) // LONGEST)
         owner, part = (
             np.repeat(np.arange(len(begins)), parts),
@@ -408,10 +425,36 @@ class StoryStream(_Stream):
         return np.where(cells < last[:, None], rows[np.minimum(cells, len(rows) - 1)], -1) if len(rows) else cells
 
 
+def _windows(rows: np.ndarray, begins: np.ndarray, ends: np.ndarray, least: int, most: int) -> np.ndarray:
+    """Every window of ``least`` to ``most`` shots of the runs, by its first shot: rows [windows, ``most``], -1 fills up."""
+    left = np.repeat(ends, ends - begins) - np.arange(len(rows))  # shots from each on to the end of its run
+    counts = np.clip(np.minimum(left, most) - least + 1, 0, None)
+    first = np.repeat(np.arange(len(rows)), counts)
+    length = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts) + least
+    places = np.arange(most)
+    cells = np.minimum(first[:, None] + places, max(0, len(rows) - 1))
+    return np.where(places < length[:, None], rows[cells], -1) if len(rows) else cells
+
+
+def _least(n: int | tuple[int, int]) -> int:
+    return n[0] if isinstance(n, tuple) else n
+
+
+def _most(n: int | tuple[int, int]) -> int:
+    return n[1] if isinstance(n, tuple) else n
+
+
+def told_n(n: int | tuple[int, int] | str) -> int | str:
+    """Shots a sample as settings and logs write them: 3, "2-4" or "story"."""
+    return f"{n[0]}-{n[1]}" if isinstance(n, tuple) else n
+
+
 class DrawnStream(_Stream):
     """``n`` different shots a sample, drawn from all of the same bucket: each shot leads one sample an epoch."""
 
     def _sequences(self, rows: np.ndarray) -> np.ndarray:
+        if not isinstance(self.n, int):
+            raise DataError(f"DrawnStream draws a fixed number of shots a sample, not {told_n(self.n)}; give one number")
         return rows[:, None]
 
     def _buckets(self, sequences: np.ndarray) -> tuple[np.ndarray, list[Bucket]]:

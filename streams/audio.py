@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from animeshooter_dataset import AUDIO_INDEX_SCHEMA, AudioRecord, DataError, ShotRecord, no_audio_index, parse
+from animeshooter_records import AUDIO_INDEX_SCHEMA, AudioRecord, DataError, ShotRecord, parse
 from streams.batches import shared_empty, start_of
 from streams.clips import ClipSpec, cut_reference, pick_reference
 from streams.indexed import Bucket, IndexedStream, chosen_rows, hash_columns, told_clip
@@ -319,6 +319,8 @@ class AudioStream(IndexedStream):
         self.name, self.split, self.seed, self.sound = self.store.name, split, seed, sound
         self.reference, self.patience = reference, patience
         if split not in store_splits(self.store, "audio"):
+            from animeshooter_dataset import no_audio_index  # brings the datasets library, which readers do without
+
             raise no_audio_index(self.name, split, store_manifest(self.store).get("files", ()))
         self.index = store_index(self.store, split, config="audio").combine_chunks()
         self.where = conditions(where, AUDIO_INDEX_SCHEMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from animeshooter_records import DataError, ShotRecord, parse
-from streams.clips import ClipSpec, cut_reference, decode_clip, pick_reference
+from animeshooter_records import DataError, Reference, ShotRecord, parse
+from streams.clips import ClipSpec, cut_reference, decode_clip, pick_references, told_size
 from streams.order import draw
 from streams.walk import MemberReader, Ranges, Request
 
@@ -23,11 +24,12 @@ PICTURES = ("frames", "first", "last")
 class Sample:
     """One sample: ``n`` shots. ``frames`` is uint8 [n, F, H, W, 3]; ``first`` and ``last`` are uint8 [n, H, W, 3].
 
-    ``first`` and ``last`` are the ends of each shot's clean part, not of the sampled frames. ``reference`` is an RGB
-    cut-out on white of ``character``, taken from ``reference_shot``; all three are None where there is none. ``starts`` says
-    which of the clip's fixed starts each shot took, None where starts are drawn anew every epoch. ``features`` is what the
-    stream's cache has of each shot, None without a cache; where the cache replaces decoding, ``frames``, ``first`` and ``last``
-    are None.
+    ``first`` and ``last`` are the ends of each shot's clean part, not of the sampled frames. ``references`` are cut-outs on
+    white, uint8 [height, width, 3] of any size, one each of ``characters``, taken from ``reference_shots``; the most present
+    character comes first, and all three are empty where there is none. ``starts`` says which of the clip's fixed starts each
+    shot took, None where starts are drawn anew every epoch. ``features`` is what the stream's cache has of each shot, and
+    ``vision`` what it has of the pictures, by their hash; None without a cache. Where the cache replaces decoding, ``frames``,
+    ``first`` and ``last`` are None.
     """
 
     keys: tuple[str, ...]
@@ -36,16 +38,32 @@ class Sample:
     last: np.ndarray
     narrative: list[str]
     descriptive: list[str]
-    reference: Image.Image | None
-    character: str | None
-    reference_shot: str | None
+    references: tuple[np.ndarray, ...] = ()
+    characters: tuple[str, ...] = ()
+    reference_shots: tuple[str, ...] = ()
     starts: tuple[int, ...] | None = None
     features: list[dict[str, Any]] | None = None
+    vision: dict[bytes, dict[str, Any]] | None = None
+
+    @property
+    def reference(self) -> Image.Image | None:
+        """The first reference as an RGB picture."""
+        return Image.fromarray(self.references[0]) if self.references else None
+
+    @property
+    def character(self) -> str | None:
+        """Whose the first reference is."""
+        return self.characters[0] if self.characters else None
+
+    @property
+    def reference_shot(self) -> str | None:
+        """The shot that the first reference is from."""
+        return self.reference_shots[0] if self.reference_shots else None
 
     @property
     def reference_inside(self) -> bool:
-        """Whether the reference comes from a shot of the sequence itself."""
-        return self.reference_shot in self.keys
+        """Whether a reference comes from a shot of the sequence itself."""
+        return not set(self.keys).isdisjoint(self.reference_shots)
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,11 @@ class Batch:
         """The shots of each sample."""
         return [sample.keys for sample in self.samples]
 
+    @property
+    def bucket(self) -> str:
+        """The shape of the step for the log, such as ``3 x 49x480x720@8``: shots a sample, frames, height, width and rate."""
+        return told_size(self.clip, len(self.samples[0].keys))
+
     def __getstate__(self) -> dict[str, Any]:
         """From a worker the pictures travel once: in the tensors, which lie in shared memory."""
         bare = self.samples if self.frames is None else [_with_pictures(one, None, None, None) for one in self.samples]
@@ -96,6 +119,12 @@ class Features(Protocol):
 
     def decodes(self, found: list[dict[str, Any]]) -> bool:
         """Whether a sample still needs its frames, given what is cached of each of its shots."""
+
+    def vision(self, pictures: Sequence[Any]) -> dict[bytes, dict[str, Any]] | None:
+        """What is cached of pictures (uint8 [H, W, 3]), by their hash; None where nothing is cached of any picture."""
+
+    def ends(self) -> Sequence[str]:
+        """Which of "first" and "last" frames the pictures for :meth:`vision` come from."""
 
     def settings(self) -> dict[str, Any]:
         """What the cache was made with as far as it decides which samples come, JSON-ready, for the stream's state."""
@@ -144,6 +173,7 @@ class ShotReader(MemberReader):
         features: a cache to read along.
         verify: compare clips with the SHA-256 of the index.
         patience: see :class:`MemberReader`.
+        references: characters of each sample that a reference is cut out for, at most.
     """
 
     def __init__(
@@ -155,9 +185,10 @@ class ShotReader(MemberReader):
         features: Features | None = None,
         verify: bool = False,
         patience: float | None = None,
+        references: int = 1,
     ) -> None:
         super().__init__(store, name, forgive, verify, patience)
-        self.seed, self.features = seed, features
+        self.seed, self.features, self.references = seed, features, references
 
     def first_read(self) -> tuple[str, ...]:
         """The clip too, unless a cache may do without."""
@@ -184,7 +215,7 @@ class ShotReader(MemberReader):
                 mp4 = blob.get("mp4") or self.read(row, ("mp4",))["mp4"]
                 out = (frames[shot], first[shot], last[shot])
                 decode_clip(mp4, row, clip, at, self.where(row), record.picture, out=out)
-        reference, character, shot_of_it = self._reference(request, records, [blob["png"] for blob in blobs])
+        chosen = self._references(request, records, [blob["png"] for blob in blobs])
         fixed = tuple(which for _, which in starts if which is not None)
         return Sample(
             keys=tuple(row["key"] for row in rows),
@@ -193,12 +224,26 @@ class ShotReader(MemberReader):
             last=cast(np.ndarray, last),
             narrative=[record.narrative_caption for record in records],
             descriptive=[record.descriptive_caption for record in records],
-            reference=reference,
-            character=character,
-            reference_shot=shot_of_it,
+            references=tuple(picture for picture, _ in chosen),
+            characters=tuple(one.character for _, one in chosen),
+            reference_shots=tuple(one.shot for _, one in chosen),
             starts=fixed or None,
             features=found,
+            vision=self._vision([picture for picture, _ in chosen], found, {"first": first, "last": last}),
         )
+
+    def _vision(
+        self, pictures: list[np.ndarray], found: list[dict[str, Any]] | None, ends: dict[str, np.ndarray | None]
+    ) -> dict[bytes, dict[str, Any]] | None:
+        """What the cache has of the references and of the ends of the shots that are shown."""
+        if self.features is None:
+            return None
+        for which in self.features.ends():
+            cached = [one.get(which) for one in found or ()]
+            decoded = ends[which]
+            shown = cached if decoded is None else decoded
+            pictures = [*pictures, *(np.asarray(one) for one in shown if one is not None)]
+        return self.features.vision(pictures)
 
     def _record(self, row: dict[str, Any], text: bytes) -> ShotRecord:
         record = cast(ShotRecord, parse("shots", text, self.where(row)))
@@ -208,15 +253,16 @@ class ShotReader(MemberReader):
             )
         return record
 
-    def _reference(
+    def _references(
         self, request: Request, records: list[ShotRecord], sheets: list[bytes]
-    ) -> tuple[Image.Image | None, str | None, str | None]:
+    ) -> list[tuple[np.ndarray, Reference]]:
         keys = [row["key"] for row in request.rows]
-        picked = pick_reference(records, draw(self.seed, request.place.epoch, *keys, "reference"))
-        if picked is None:
-            return None, None, None
-        which, chosen = picked
-        return cut_reference(sheets[which], chosen, self.where(request.rows[which])), chosen.character, chosen.shot
+        more = [("reference", number) for number in range(1, self.references)]
+        at = [draw(self.seed, request.place.epoch, *keys, *which) for which in (("reference",), *more)]
+        return [
+            (np.asarray(cut_reference(sheets[which], one, self.where(request.rows[which]))), one)
+            for which, one in pick_references(records, at)
+        ]
 
     def collate(self, requests: list[Request], samples: list[Sample], room: Room | None = None) -> Batch:
         """Put the samples of one micro-batch together; see :class:`Batch`."""

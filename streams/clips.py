@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from animeshooter_dataset import DataError, Reference, ShotRecord
+from animeshooter_records import DataError, Reference, ShotRecord
 
 if TYPE_CHECKING:
     import av
@@ -61,6 +62,24 @@ class ClipSpec:
             raise DataError(f"clip: sizes and rate must be positive: {self}")
         if self.starts is not None and self.starts < 1:
             raise DataError(f"clip: starts must be at least 1, or None for a start drawn anew every epoch, not {self.starts}")
+
+
+def told_size(clip: ClipSpec, n: int = 1) -> str:
+    """Size and rate of a sample of ``n`` shots, as logs name a bucket: ``3 x 49x480x720@8``."""
+    return f"{f'{n} x ' if n > 1 else ''}{clip.frames}x{clip.height}x{clip.width}@{clip.fps:g}"
+
+
+def read_clip(text: str, min_frames: int = 2, starts: int | None = None) -> ClipSpec:
+    """A clip written as frames x height x width @ frames a second: ``49x480x720@8``.
+
+    Raises:
+        DataError: it is not written so, or no clip has that size.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)", text.strip())
+    if not found:
+        raise DataError(f"'{text}' is not like 49x480x720@8 (frames, height, width, frames a second)")
+    frames, height, width = (int(number) for number in found.groups()[:3])
+    return ClipSpec(frames, height, width, float(found[4]), min_frames, starts)
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
@@ -241,10 +260,23 @@ def _scaler() -> VideoReformatter:
 
 
 def pick_reference(records: list[ShotRecord], at: float) -> tuple[int, Reference] | None:
-    """The reference of a sequence: which record's sheet it is on, and which image there; None where there is none.
+    """The first of :func:`pick_references`; None where there is none."""
+    return next(iter(pick_references(records, [at])), None)
 
-    The character comes first that has an image from outside the sequence, then the one in most of the shots, then the
-    one listed first. Of its images (from outside, if there are any) ``at`` in [0, 1) chooses one.
+
+def pick_references(records: list[ShotRecord], at: Sequence[float]) -> list[tuple[int, Reference]]:
+    """The references of a sequence, one a character: which record's sheet each is on, and which image there.
+
+    The characters come first that have an image from outside the sequence, then those in most of the shots, then those
+    listed first.
+
+    Args:
+        records: of the shots.
+        at: as many numbers in [0, 1) as characters are wanted; each chooses among the images of its character (those from
+            outside, if there are any).
+
+    Returns:
+        At most ``len(at)``, fewer where fewer characters have images.
     """
     keys = {record.key for record in records}
     listed = [character for record in records for character in record.characters]
@@ -255,8 +287,6 @@ def pick_reference(records: list[ShotRecord], at: float) -> tuple[int, Reference
     by_character: dict[str, list[tuple[int, Reference]]] = {}
     for (character, _, _), image in sorted(images.items(), key=lambda item: item[0]):
         by_character.setdefault(character, []).append(image)
-    if not by_character:
-        return None
 
     def outside(character: str) -> list[tuple[int, Reference]]:
         return [image for image in by_character[character] if image[1].shot not in keys]
@@ -265,9 +295,11 @@ def pick_reference(records: list[ShotRecord], at: float) -> tuple[int, Reference
         first = listed.index(character) if character in listed else len(listed)
         return (bool(outside(character)), listed.count(character), -first)
 
-    best = max(by_character, key=rank)
-    candidates = outside(best) or by_character[best]
-    return candidates[int(at * len(candidates))]
+    found = []
+    for character, share in zip(sorted(by_character, key=rank, reverse=True), at):
+        candidates = outside(character) or by_character[character]
+        found.append(candidates[int(share * len(candidates))])
+    return found
 
 
 def cut_reference(sheet: bytes, reference: Reference, where: str) -> Image.Image:

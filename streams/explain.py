@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.compute as pc
 
-from animeshooter_streams import DrawnStream, ShotStream, StoryStream
+from animeshooter_streams import DrawnStream, ShotStream, StoryStream, told_n
 from streams.clips import ClipSpec
 from streams.order import fit, shards_in_play
 
@@ -196,7 +196,7 @@ def _shots_left_out(stream: Stream) -> dict[str, int]:
             counts[reason] = int(rows.sum())
     used = np.zeros(stream.index.num_rows, dtype=bool)
     used[stream.sequences[stream.sequences >= 0]] = True
-    counts[f"in no sequence of {stream.n} shots"] = stream.index.num_rows - int(used.sum()) - sum(counts.values())
+    counts[f"in no sequence of {told_n(stream.n)} shots"] = stream.index.num_rows - int(used.sum()) - sum(counts.values())
     return counts
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from animeshooter_dataset import DataError
+from animeshooter_records import DataError
 
 PART_SCHEMA = pa.schema(
     [

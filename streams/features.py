@@ -11,9 +11,11 @@
 ``latents``   mean and log-variance of the VAE's posterior for the clip that starts at the k-th of ``ClipSpec.starts`` starts
 ``ends``      first and last frame of the shot's clean part, as PNG
 ``text``      the text encoder's features of a caption
+``vision``    what the MLLM's vision tower makes of a picture
 
 An entry is found by key and part (the start; 0 for the first and 1 for the last frame; 0 for a caption) and carries the hash
-of its source, so that a clip or caption that changed is never taken for the one it was made of. Nothing is pickled.
+of its source, so that a clip or caption that changed is never taken for the one it was made of. Pictures, which many shots
+share, are found by their hash alone. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from animeshooter_dataset import DataError, ShotRecord
+from animeshooter_records import DataError, ShotRecord
 from streams.clips import ClipSpec
 from streams.feature_files import AGAIN, PART_SCHEMA, covers, forget_video, read_index_file, read_parts
 
@@ -56,14 +58,17 @@ __all__ = [
     "from_png",
     "identity_of",
     "open_store",
+    "picture_hash",
     "png",
     "text_source",
     "video_source",
 ]
 
-KINDS = ("latents", "ends", "text")
-KIND_OF = {"latents": "latents", "first": "ends", "last": "ends", "text": "text", "blank": "text"}
-"""Where what a stage needs is found; "blank" is the features of the empty caption."""
+KINDS = ("latents", "ends", "text", "vision")
+KIND_OF = {"latents": "latents", "first": "ends", "last": "ends", "text": "text", "blank": "text", "vision": "vision"}
+"""Where what a stage needs is found; "blank" is the features of the empty caption, "vision" those of pictures."""
+OF_CLIPS = ("latents", "ends")
+"""Kinds that depend on the size of clips."""
 REVISION = 1
 """Of decoding and encoding: raised when either gives other numbers, so that no older cache is taken for a newer one."""
 
@@ -85,6 +90,13 @@ def video_source(row: Mapping[str, Any], record: ShotRecord) -> bytes:
 def text_source(caption: str) -> bytes:
     """16 bytes that stand for a caption."""
     return hashlib.sha256(caption.encode()).digest()[:16]
+
+
+def picture_hash(picture: np.ndarray) -> bytes:
+    """16 bytes that stand for a picture, uint8 [H, W, 3]."""
+    digest = hashlib.sha256(f"{picture.dtype} {picture.shape} ".encode())
+    digest.update(np.ascontiguousarray(picture).data)
+    return digest.digest()[:16]
 
 
 def caption_of(record: ShotRecord, which: str) -> str:
@@ -228,7 +240,7 @@ class Features:
     """What a stream takes: all that a stage needs and that is cached, for each sample.
 
     Args:
-        stores: by kind, and by clip where the kind depends on it: (kind, clip or None).
+        stores: by kind, and by clip where the kind is one of :data:`OF_CLIPS`: (kind, clip or None).
         needs: what the stage needs, names of :data:`KIND_OF`.
         caption: which caption the model reads.
         again: the command that completes the cache, for messages.
@@ -249,7 +261,20 @@ class Features:
     def store(self, need: str, clip: ClipSpec) -> FeatureStore | None:
         """Where a need is met for clips of this kind."""
         kind = KIND_OF[need]
-        return self.stores.get((kind, None if kind == "text" else clip))
+        return self.stores.get((kind, clip if kind in OF_CLIPS else None))
+
+    def ends(self) -> list[str]:
+        """Which ends of shots the MLLM is shown, as far as what it sees in them is cached."""
+        return [which for which in ("first", "last") if which in self.needs and ("vision", None) in self.stores]
+
+    def vision(self, pictures: Sequence[np.ndarray]) -> dict[bytes, dict[str, Tensor]] | None:
+        """What is cached of pictures, uint8 [H, W, 3], by :func:`picture_hash`; None without a cache of the kind."""
+        store = self.stores.get(("vision", None))
+        if store is None:
+            return None
+        hashes = {picture_hash(picture) for picture in pictures}
+        found = {which: store.get(which.hex(), 0, which) for which in sorted(hashes)}
+        return {which: tensors for which, tensors in found.items() if tensors is not None}
 
     def load(self, row: Mapping[str, Any], record: ShotRecord, clip: ClipSpec, which: int | None) -> dict[str, Tensor]:
         """What is cached of one shot.
@@ -268,7 +293,7 @@ class Features:
             DataError: a shard is damaged, or what is required is not there.
         """
         found = {}
-        for need in sorted(self.needs):
+        for need in sorted(self.needs - {"vision"}):
             store = self.store(need, clip)
             value = None if store is None else self._read(store, need, row, record, which)
             if value is not None:
@@ -310,7 +335,7 @@ class Features:
         columns = (index[name].to_pylist() for name in ("sha256", "clean_start", "clean_end"))
         clips = pa.array([clip_hash(*one) for one in zip(*columns)], pa.binary(16))
         counts = {}
-        for need in sorted(self.needs):
+        for need in sorted(self.needs - {"vision"}):
             starts = getattr(clip, "starts", None) or 0
             parts = {"latents": range(max(1, starts)), "last": range(1, 2)}.get(need, range(1))
             store = self.store(need, clip)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from animeshooter_records import DataError
-from streams.clips import ClipSpec
+from streams.clips import ClipSpec, told_size
 from streams.order import Mix, Plan, mix64
 from streams.walk import Place, Request, Walk
 from streams.watch import BadSamples
@@ -35,8 +36,7 @@ class Bucket:
     steps: int = 0
 
     def __str__(self) -> str:
-        shots, clip = f"{self.n} x " if self.n > 1 else "", self.clip
-        return f"{shots}{clip.frames}x{clip.height}x{clip.width}@{clip.fps:g}" if clip else "sound"
+        return told_size(self.clip, self.n) if self.clip else "sound"
 
 
 def told_clip(clip: ClipSpec) -> str:
@@ -154,10 +154,17 @@ class IndexedStream(Walk):
         """See :meth:`Walk.budget`."""
         return self.bad
 
-    def allow_bad(self, bad_samples: int | float | BadSamples) -> None:
-        """How many samples may be bad: a number, a share, or what counts them over several processes."""
-        if bad_samples:
-            self.bad = bad_samples if isinstance(bad_samples, BadSamples) else BadSamples(bad_samples, len(self))
+    def allow_bad(self, bad_samples: int | float | BadSamples, ledger: Path | None = None) -> None:
+        """How many samples may be bad: a number, a share, or what counts them.
+
+        Args:
+            bad_samples: see there; 0 allows none.
+            ledger: file in which all processes that name it count together, over resumes too; None counts in each process.
+        """
+        if isinstance(bad_samples, BadSamples):
+            self.bad = bad_samples
+        else:
+            self.bad = BadSamples(bad_samples, len(self), ledger) if bad_samples else None
 
     # ---- state ----
 

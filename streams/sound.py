@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from animeshooter_dataset import DataError
+from animeshooter_records import DataError
 from streams.clips import ClipSpec, decode_clip
 
 TAIL = 4096

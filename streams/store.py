@@ -357,8 +357,9 @@ def store_index(store: Store, split: str = "train", columns: Sequence[str] | Non
     name, schema = _index_name(config, split), SCHEMAS[config]
     where, listed = f"{store.name}/{name}", store.files()
     present = store_splits(store, config)
+    if not listed:
+        store_manifest(store)  # says if there is no dataset at all
     if split not in present and (store.local is not None or listed):
-        store_manifest(store)
         raise DataError(f"{store.name}: no split '{split}' of {config}; it has {', '.join(present) or 'none'}")
     content = str(listed.get(name, {}).get("sha256") or "")
     try:

@@ -9,7 +9,6 @@ itself. It is no ``DataLoader``, so ``accelerator.prepare`` hands it back unchan
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from animeshooter_records import DataError
 from streams.clips import ClipSpec
 from streams.watch import BadSamples, Watchdog
+from streams.workers import settle_in, without_main, worker_context
 
 GAP = 4096
 """Bytes between the members of a sample that are rather read along than asked around."""
@@ -229,7 +229,7 @@ class Walk:
             rank: this process, 0 .. ``world_size`` - 1.
             world_size: processes that share the global batch.
             accumulate: micro-batches a step.
-            workers: decoding processes (spawned); 0 decodes in this one.
+            workers: decoding processes (see :mod:`streams.workers`); 0 decodes in this one.
             steps: how many; None goes on for ever.
 
         Raises:
@@ -245,12 +245,14 @@ class Walk:
             batch_sampler=_Steps(self, rank, world_size, accumulate, steps),
             collate_fn=_as_it_is,
             num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_own_group if workers else None,
+            multiprocessing_context=worker_context() if workers else None,
+            worker_init_fn=settle_in if workers else None,
         )
+        with without_main(reader) if workers else nullcontext():
+            batches = iter(loader)
         micro: list[Any] = []
         try:
-            for batch in loader:
+            for batch in batches:
                 micro.append(self._mend(batch, reader) if isinstance(batch, Spoiled) else batch)
                 if len(micro) == accumulate:
                     self.step = micro[0].step + 1
@@ -304,11 +306,6 @@ class _Steps(Sampler):
 def _as_it_is(batch: Any) -> Any:
     """The collate function: the reader has put the batch together."""
     return batch
-
-
-def _own_group(_: int) -> None:
-    """Leave the trainer's process group, so that its signals leave the worker alone until the trainer has finished its step."""
-    os.setpgid(0, 0)
 
 
 def share_of(samples: int, global_batch: int, world_size: int, accumulate: int = 1) -> int:

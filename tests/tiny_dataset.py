@@ -126,11 +126,12 @@ def story_records(video, story, shots, frames, with_references, lonely):
 
 
 def write_dataset(
-    directory, videos=2, stories=1, shots=4, frames=14, with_references=True, lonely=False, per_shard=8, clips=None
+    directory, videos=2, stories=1, shots=4, frames=14, with_references=True, lonely=False, per_shard=8, clips=None, said=None
 ):
     """Write a dataset directory and return its shot records in stream order.
 
-    ``clips`` maps a key to the mp4 bytes to store in place of a rendered clip.
+    ``clips`` maps a key to the mp4 bytes to store in place of a rendered clip, ``said`` a video to what its records say, and
+    ``frames`` may map a video to the frames of its shots.
     """
     directory = Path(directory)
     (directory / "shots").mkdir(parents=True)
@@ -138,7 +139,10 @@ def write_dataset(
     records, rows = [], []
     for video in range(videos):
         for story in range(stories):
-            records += story_records(video, story, shots, frames, with_references, lonely)
+            changed = (said or {}).get(f"film{video}", {})
+            length = frames[f"film{video}"] if isinstance(frames, dict) else frames
+            told = story_records(video, story, shots, length, with_references, lonely)
+            records += [record.model_copy(update=changed) for record in told]
     for number in range(0, len(records), per_shard):
         name = f"train-{number // per_shard:05}.tar"
         rows += _write_shard(directory, name, records[number : number + per_shard], clips or {})

@@ -36,7 +36,7 @@ shares = st.sampled_from([(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4), (3, 1)
 
 @given(
     stories=st.lists(st.integers(3, 9), min_size=5, max_size=25),
-    kind=st.sampled_from([(ShotStream, 1), (StoryStream, 2), (StoryStream, "story"), (DrawnStream, 2)]),
+    kind=st.sampled_from([(ShotStream, 1), (StoryStream, 2), (StoryStream, (2, 3)), (StoryStream, "story"), (DrawnStream, 2)]),
     size=st.sampled_from([{"global_batch": 12}, {"batch_tokens": 300, "multiple": 12, "token": (4, 8, 8)}]),
     clips=st.sampled_from([BUCKETS[:1], BUCKETS]),
     seed=st.integers(0, 99),
@@ -139,6 +139,24 @@ def test_a_bucket_with_less_than_one_batch_is_filled_with_a_warning_or_left_out(
     assert len(dropped) == 27
     with pytest.raises(DataError, match="no bucket has a whole batch"):
         ShotStream(tmp_path, clips, global_batch=64, small_buckets="drop")
+
+
+def test_a_drawn_number_of_shots_sees_every_window_of_every_length_once_an_epoch(tmp_path):
+    write_index(tmp_path, [5, 3, 1, 2])
+    stream = unread(StoryStream(tmp_path, CLIP, global_batch=1, seed=3, n=(2, 4)))
+    steps = [keys for step in range(stream.steps_per_epoch) for keys in stream.batch_keys(step)]
+    windows = [
+        tuple(f"s{story}-{first + place}" for place in range(n))
+        for n in (2, 3, 4)
+        for story, shots in enumerate((5, 3, 1, 2))
+        for first in range(shots - n + 1)
+    ]
+    assert Counter(steps) == Counter(windows)
+    lengths = [len(keys) for keys in steps]
+    assert lengths != sorted(lengths)  # drawn, not one after the other
+    again = StoryStream(tmp_path, CLIP, global_batch=1, seed=3, n=(2, 4))
+    assert [again.batch_keys(step) for step in (4, 1)] == [[steps[4]], [steps[1]]]
+    assert stream.state_dict()["stream"]["n"] == "2-4"
 
 
 def test_whole_stories_come_once_each_and_long_ones_in_equal_parts(tmp_path):
