@@ -6,7 +6,7 @@ Example::
     from PIL import Image
     from model import AnimeShooterGen, AnimeShooterPipeline
 
-    gen = AnimeShooterGen.from_preset("tiny", seed=0)          # "paper": Qwen3-VL-8B and CogVideoX-2B
+    gen = AnimeShooterGen.from_preset("tiny", seed=0)          # "paper": Qwen3-VL-8B and CogVideoX-2B; "wan_1_3b": Wan 2.1
     gen.set_trainable("multi_shot")                            # adapter, queries and a LoRA on the MLLM
     clips = torch.zeros(3, 9, 64, 96, 3, dtype=torch.uint8)    # three shots of 9 frames
     sheet = Image.new("RGB", (96, 96), "orange")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.adapter import QueryAdapter
+from model.backbones import condition_length_of
 from model.config import MllmConfig, ModelConfig, VideoConfig
+from model.pretrained import laid_out_mllm, laid_out_video, load_mllm, load_video, video_class
 from model.tokenizer import EOS, IMAGE_PAD, PAD, VISION_END, VISION_START, add_query_tokens, small_tokenizer
 
 Components = dict[str, Any]
@@ -31,32 +34,51 @@ def build_components(
     Args:
         config: see `model.config`.
         seed: of the random weights; the global random state is left as it was.
-        dtype: of the pretrained components; the adapter is float32 in any case.
-        device: "meta" lays the models out without weights, tokenizers or downloads.
+        dtype: of the pretrained components, and of random ones on another device than the CPU; the adapter is float32 in
+            any case.
+        device: "meta" lays the models out without weights, tokenizers or downloads. Any other device is where random
+            weights are made, a large model's in seconds.
 
     Returns:
         Components by the names of the checkpoint's folders; tokenizers and image processor are None on "meta".
+
+    Raises:
+        ValueError: a source that cannot be loaded (see `model.pretrained`), or pretrained parts on another device.
     """
-    if device not in (None, "meta"):
-        raise ValueError(f"components are built on the CPU or on 'meta', not on {device!r}; move the model afterwards")
-    abstract = device == "meta"
+    abstract, elsewhere = device == "meta", device not in (None, "cpu", "meta")
+    if elsewhere and (config.mllm.pretrained or config.video.pretrained):
+        raise ValueError(f"pretrained components are read to the CPU, not to {device!r}; move the model afterwards")
     with seeded(seed), torch.device(device or "cpu"):
-        parts = _pretrained_mllm(config, dtype) if config.mllm.pretrained and not abstract else _mllm(config, abstract)
-        if config.video.pretrained and not abstract:
-            parts |= _pretrained_video(config.video, dtype)
-        else:
-            parts |= _video(config.video, abstract)
+        with _default_dtype(dtype if elsewhere else None):
+            if config.mllm.pretrained and not abstract:  # trained in bfloat16, it overflows in float16
+                parts = load_mllm(config, torch.bfloat16 if dtype is torch.float16 else dtype)
+            else:
+                parts = _mllm(config, abstract)
+            if config.video.pretrained and not abstract:
+                parts |= load_video(config.video, dtype)
+            else:
+                parts |= _video(config.video, abstract)
         parts["adapter"] = _adapter(config, parts)
     return parts
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _adapter(config: ModelConfig, parts: Components) -> QueryAdapter:
-    adapter, transformer = config.adapter, parts["transformer"].config
+    adapter = config.adapter
     return QueryAdapter(
         num_queries=adapter.num_queries,
         mllm_hidden_size=parts["mllm"].config.get_text_config().hidden_size,
-        condition_length=transformer.max_text_seq_length,
-        condition_size=transformer.text_embed_dim,
+        condition_length=condition_length_of(parts["transformer"].config),
+        condition_size=parts["text_encoder"].config.d_model,
         hidden_size=adapter.hidden_size,
         num_layers=adapter.num_layers,
         num_heads=adapter.num_heads,
@@ -68,11 +90,13 @@ def _mllm(config: ModelConfig, abstract: bool) -> Components:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     mllm: MllmConfig = config.mllm
+    if mllm.pretrained and Path(mllm.pretrained).is_dir():  # laid out as that folder's weights would be
+        return {"mllm": laid_out_mllm(mllm.pretrained), "tokenizer": None, "image_processor": None}
     text, tokens, tokenizer = dict(mllm.text), {}, None
     if not abstract:
         tokenizer = small_tokenizer()
         add_query_tokens(tokenizer, config.adapter.num_queries)
-        text |= {"vocab_size": len(tokenizer)}
+        text |= {"vocab_size": max(len(tokenizer), text.get("vocab_size", 0))}
         names = {"image": IMAGE_PAD, "vision_start": VISION_START, "vision_end": VISION_END}
         tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
         tokens["video_token_id"] = len(tokenizer) + 1  # never occurs
@@ -88,58 +112,29 @@ def _image_processor(mllm: MllmConfig) -> Any:
     return Qwen2VLImageProcessorPil(**mllm.image_processor)
 
 
-def _pretrained_mllm(config: ModelConfig, dtype: torch.dtype | None) -> Components:
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-
-    source = config.mllm.pretrained
-    safe: Any = {"use_safetensors": True, "trust_remote_code": False}
-    mllm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **safe)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    add_query_tokens(tokenizer, config.adapter.num_queries)
-    if len(tokenizer) > mllm.get_input_embeddings().num_embeddings:
-        mllm.resize_token_embeddings(len(tokenizer))
-    image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
-    return {"mllm": mllm, "tokenizer": tokenizer, "image_processor": image_processor}
-
-
 def _video(video: VideoConfig, abstract: bool) -> Components:
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from transformers import T5Config, T5EncoderModel
-
     tokenizer = None if abstract else small_tokenizer(append_eos=True)
     text = dict(video.text_encoder)
     if tokenizer is not None:
         pad, eos = tokenizer.convert_tokens_to_ids([PAD, EOS])
-        text |= {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": eos}
-    blocks = len(video.vae["block_out_channels"])
+        vocabulary = max(len(tokenizer), text.get("vocab_size", 0))
+        text |= {"vocab_size": vocabulary, "pad_token_id": pad, "eos_token_id": eos}
+    vae = dict(video.vae)
+    if video.kind == "cogvideox":
+        blocks = len(vae["block_out_channels"])
+        vae |= {"down_block_types": ("CogVideoXDownBlock3D",) * blocks, "up_block_types": ("CogVideoXUpBlock3D",) * blocks}
+    encoder = video_class(video.kind, "text_encoder")
+    if video.pretrained and Path(video.pretrained).is_dir():  # laid out as that folder's weights would be
+        return {**laid_out_video(video), "text_tokenizer": tokenizer}
     return {
-        "text_encoder": T5EncoderModel(T5Config(**text)),
+        "text_encoder": encoder(encoder.config_class(**text)),
         "text_tokenizer": tokenizer,
-        "transformer": CogVideoXTransformer3DModel(**video.transformer),
-        "vae": AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * blocks,
-            up_block_types=("CogVideoXUpBlock3D",) * blocks,
-            **video.vae,
-        ),
-        "scheduler": CogVideoXDDIMScheduler(**video.scheduler),
+        "transformer": video_class(video.kind, "transformer")(**video.transformer),
+        "vae": video_class(video.kind, "vae")(**vae),
+        "scheduler": _scheduler(video),
     }
 
 
-def _pretrained_video(video: VideoConfig, dtype: torch.dtype | None) -> Components:
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    source = video.pretrained
-    # Older copies of the repository space the sampling steps otherwise than CogVideoX's own scripts do.
-    spacing = {"timestep_spacing": video.scheduler["timestep_spacing"]}
-
-    def load(cls: Any, name: str, **settings: Any) -> Any:
-        return cls.from_pretrained(source, subfolder=name, use_safetensors=True, **settings)
-
-    return {
-        "text_encoder": load(T5EncoderModel, "text_encoder", dtype=dtype or "auto"),
-        "text_tokenizer": AutoTokenizer.from_pretrained(source, subfolder="tokenizer", trust_remote_code=False),
-        "transformer": load(CogVideoXTransformer3DModel, "transformer", dtype=dtype),
-        "vae": load(AutoencoderKLCogVideoX, "vae", dtype=dtype),
-        "scheduler": CogVideoXDDIMScheduler.from_pretrained(source, subfolder="scheduler", **spacing),
-    }
+def _scheduler(video: VideoConfig) -> Any:
+    with torch.device("cpu"):  # it holds tables, not weights
+        return video_class(video.kind, "scheduler")(**video.scheduler)

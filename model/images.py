@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLCogVideoX
 
 Picture: TypeAlias = "Image.Image | np.ndarray | Tensor"
 
@@ -51,32 +49,56 @@ def to_rgb(picture: Picture) -> Image.Image:
     return picture.convert("RGB")
 
 
-def as_reference_images(reference: Any) -> list[Image.Image]:
-    """The reference pictures of one story: None, one picture, or a list of them -> at least one RGB image."""
-    if reference is None:
-        return [blank_reference()]
-    pictures = list(reference) if isinstance(reference, (list, tuple)) else [reference]
-    return [to_rgb(picture) for picture in pictures] or [blank_reference()]
+class Reference(NamedTuple):
+    """A reference picture and whose it is; None where that is not said."""
+
+    name: str | None
+    picture: Image.Image
 
 
-def spatial_factor(vae: AutoencoderKLCogVideoX) -> int:
-    """Pixels a latent cell spans in height and width (8 for CogVideoX)."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+def as_references(reference: Any) -> list[Reference]:
+    """The reference pictures of one story as it is read: those given, or a blank one; see :func:`given_references`."""
+    return given_references(reference) or [Reference(None, blank_reference())]
 
 
-def check_video_size(vae: AutoencoderKLCogVideoX, patch_size: int, frames: int, height: int, width: int) -> None:
-    """Checks that a clip fits the causal VAE and the transformer's patches.
+def given_references(reference: Any) -> list[Reference]:
+    """The reference pictures of one story, none or more.
+
+    Args:
+        reference: None, a picture, a (name, picture) pair, a list of either, or a mapping of names to pictures.
 
     Raises:
-        ValueError: ``frames`` is not 4k+1 (k from the VAE), or a side is not a multiple of cell times patch.
+        ValueError: something in it is no picture.
     """
-    step = int(vae.config.temporal_compression_ratio)
-    if frames < 1 or frames % step != 1:
-        low = max(frames - 1, 0) // step * step + 1
-        raise ValueError(f"a clip has {step}k+1 frames, not {frames}; use {low} or {low + step}")
-    cell = spatial_factor(vae) * patch_size
-    if height % cell or width % cell or not height or not width:
-        raise ValueError(f"height and width must be multiples of {cell}, not {height} x {width}")
+    if reference is None:
+        return []
+    if isinstance(reference, Mapping):
+        reference = list(reference.items())
+    given = [reference] if _is_named(reference) or not isinstance(reference, (list, tuple)) else reference
+    return [Reference(one[0], to_rgb(one[1])) if _is_named(one) else Reference(None, to_rgb(one)) for one in given]
+
+
+def as_frames(shot: Any) -> list[Image.Image]:
+    """The frames by which a shot is remembered: a picture, a list of them, or uint8 [K, H, W, 3] -> RGB images."""
+    several = isinstance(shot, (list, tuple)) or getattr(shot, "ndim", 3) == 4
+    return [to_rgb(picture) for picture in (shot if several else [shot])]
+
+
+def _is_named(one: Any) -> bool:
+    return isinstance(one, tuple) and len(one) == 2 and (one[0] is None or isinstance(one[0], str))
+
+
+def letterboxed(picture: Picture, height: int, width: int) -> Tensor:
+    """A picture as large as fits into a frame, whole and in the middle, on white: uint8 [height, width, 3]."""
+    image = to_rgb(picture)
+    scale = min(width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(
+        image if size == image.size else image.resize(size, Image.Resampling.LANCZOS),
+        ((width - size[0]) // 2, (height - size[1]) // 2),
+    )
+    return torch.from_numpy(np.array(sheet))
 
 
 def to_signed_clip(frames: Tensor) -> Tensor:

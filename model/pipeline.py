@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CogVideoXPipeline, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -17,9 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model import checkpoint
-from model.images import as_reference_images, blank_reference, check_video_size, spatial_factor, to_rgb, to_uint8_clip
+from model.backbones import Backbone, backbone_of
+from model.denoise import denoise
+from model.guidance import Branch, guided
+from model.images import Reference, as_references, given_references, to_rgb
 from model.lora import load_loras
-from model.mllm import StoryContext, StoryReader, story_condition
+from model.memory import ConditionPolicy
+from model.mllm import StoryReader, shot_context, story_condition
+from model.pathway import Pathway
 
 
 @dataclass
@@ -37,14 +42,15 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """Generates the shots of a story one after another (paper, section 4).
 
     Shot 1 is made from the reference and caption 1; its last frame then joins the context of shot 2, and so on, for as
-    many captions as there are. Denoising itself is `diffusers.CogVideoXPipeline` with the condition in the place of
-    its prompt embeddings. Guidance is against a blank reference and empty captions with the same last frames.
+    many captions as there are; what exactly a shot remembers is `policy`, saved with the checkpoint. Denoising itself is
+    `model.denoise` with the condition in the place of the video model's text features. Guidance (`model.guidance`) is
+    against a blank reference and empty captions with the same frames remembered.
 
     Checkpoints are those of `model.AnimeShooterGen`. The text encoder is not needed to generate:
     ``from_pretrained(path, text_encoder=None)`` saves its memory.
     """
 
-    _optional_components = ["text_encoder", "text_tokenizer"]  # noqa: RUF012 (diffusers' own convention)
+    _optional_components = ["text_encoder", "text_tokenizer", "context"]  # noqa: RUF012 (diffusers' own convention)
 
     def __init__(
         self,
@@ -57,8 +63,11 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scheduler: Any,
         text_encoder: Any = None,
         text_tokenizer: Any = None,
+        context: Any = None,
+        clip_size: dict[str, int] | None = None,
         mllm_lora_rank: int = 32,
         transformer_lora_rank: int = 64,
+        condition_policy: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -71,8 +80,24 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             scheduler=scheduler,
             text_encoder=text_encoder,
             text_tokenizer=text_tokenizer,
+            context=context,
         )
-        self.register_to_config(mllm_lora_rank=mllm_lora_rank, transformer_lora_rank=transformer_lora_rank)
+        self.register_to_config(
+            mllm_lora_rank=mllm_lora_rank,
+            transformer_lora_rank=transformer_lora_rank,
+            condition_policy=condition_policy,
+            clip_size=clip_size,
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The video model as the components now stand."""
+        return backbone_of(self.components, clip_size_of(self.config.clip_size))
+
+    @property
+    def policy(self) -> ConditionPolicy:
+        """What a shot remembers of those before it: as the checkpoint was trained."""
+        return ConditionPolicy.from_dict(self.config.condition_policy)
 
     @classmethod
     def from_pretrained(
@@ -83,14 +108,19 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         Args:
             pretrained_model_name_or_path: what `save_pretrained` wrote, or a Hub repository of it.
             revision: branch, tag or commit on the Hub.
-            **kwargs: passed to `DiffusionPipeline.from_pretrained`: ``dtype``, single components, ...
+            **kwargs: passed to `DiffusionPipeline.from_pretrained`: single components, ... A ``dtype`` is that of the frozen
+                parts; without one every part keeps the type it is stored in (`model.checkpoint.types_of`).
 
         Raises:
             ValueError: it is no checkpoint of AnimeShooterGen, or an incomplete one.
         """
         folder = checkpoint.resolve(pretrained_model_name_or_path, revision)
         try:
-            kwargs = {**checkpoint.automatic_components(folder), "use_safetensors": True, **kwargs}
+            asked = kwargs.pop("torch_dtype", None) if "dtype" not in kwargs else kwargs["dtype"]
+            asked = None if asked == "auto" else asked
+            kwargs["dtype"] = asked if isinstance(asked, Mapping) else checkpoint.types_of(folder, asked)
+            kwargs = {**checkpoint.automatic_components(folder), **checkpoint.language_models(folder, kwargs), **kwargs}
+            kwargs.setdefault("use_safetensors", True)
             pipeline = super().from_pretrained(str(folder), **kwargs)
             load_loras(pipeline.mllm, pipeline.transformer, folder)
         except (OSError, SafetensorError) as error:
@@ -126,26 +156,43 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         guidance_scale: float = 6.0,
         generator: torch.Generator | None = None,
         callback: Callable[[int, np.ndarray], None] | None = None,
+        *,
+        reference_guidance_scale: float | None = None,
+        characters: Sequence[Sequence[str] | None] | None = None,
     ) -> AnimeShooterPipelineOutput:
         """Generates a whole story.
 
         Args:
-            reference: the character's picture or sheet (PIL image, or uint8 [H, W, 3 or 4]), a list of them, or None.
+            reference: the character's picture or sheet (PIL image, or uint8 [H, W, 3 or 4]), a list of them, a mapping of
+                characters' names to pictures, or None.
             captions: one text a shot; any number of shots.
             num_frames: frames a shot, 4k+1; the transformer's own number by default.
             height: pixels, a multiple of 16 (VAE cell times patch); the transformer's own by default.
             width: likewise.
             num_inference_steps: denoising steps a shot.
-            guidance_scale: strength of classifier-free guidance; at most 1 turns it off.
+            guidance_scale: strength of classifier-free guidance; at most 1 turns it off. With
+                ``reference_guidance_scale`` it is that of the captions alone.
             generator: source of the noise; the same seed gives the same story.
             callback: called after each shot with its number from 0 and its frames.
+            reference_guidance_scale: strength of guidance by the reference, as `model.guidance.guided` has it.
+            characters: who is in each shot: of named references only theirs are read. None, for a shot or for all of them,
+                reads every reference.
 
         Raises:
             ValueError: no captions, or a size the video model cannot make.
         """
         shots = []
         stream = self.generate_shots(
-            reference, captions, num_frames, height, width, num_inference_steps, guidance_scale, generator
+            reference,
+            captions,
+            num_frames,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            reference_guidance_scale=reference_guidance_scale,
+            characters=characters,
         )
         for i, shot in enumerate(stream):
             shots.append(shot)
@@ -163,10 +210,13 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 6.0,
         generator: torch.Generator | None = None,
+        *,
+        reference_guidance_scale: float | None = None,
+        characters: Sequence[Sequence[str] | None] | None = None,
     ) -> Iterator[np.ndarray]:
         """The shots of a story as they are ready, uint8 [F, H, W, 3] each; arguments as of calling the pipeline.
 
-        Only the shot in the making and the last frames of those before it are kept.
+        Only the shot in the making and the frames that are remembered of those before it are kept.
 
         Raises:
             ValueError: at once, not at the first shot: no captions, or a size the video model cannot make.
@@ -175,57 +225,93 @@ class AnimeShooterPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError("captions is a list of texts, one a shot, with at least one")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is at least 1, not {num_inference_steps}")
-        config, factor = self.transformer.config, spatial_factor(self.vae)
+        frames, high, wide = self.backbone.default_size
         size = {
-            "num_frames": config.sample_frames if num_frames is None else num_frames,
-            "height": config.sample_height * factor if height is None else height,
-            "width": config.sample_width * factor if width is None else width,
+            "num_frames": frames if num_frames is None else num_frames,
+            "height": high if height is None else height,
+            "width": wide if width is None else width,
         }
-        check_video_size(self.vae, config.patch_size, size["num_frames"], size["height"], size["width"])
-        references = as_reference_images(reference)
-        sampling = {**size, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        return self._shots(references, list(captions), sampling, generator)
+        self.backbone.check_size(size["num_frames"], size["height"], size["width"])
+        references = cast_of(given_references(reference), characters or [None] * len(captions), len(captions))
+        branches = guided(guidance_scale, reference_guidance_scale)
+        sampling = {**size, "num_inference_steps": num_inference_steps}
+        return self._shots(references, list(captions), branches, sampling, generator)
 
     def _shots(
-        self, references: list[Image.Image], captions: list[str], sampling: dict[str, Any], generator: Any
+        self,
+        references: list[list[Reference]],
+        captions: list[str],
+        branches: Sequence[Branch],
+        sampling: dict[str, Any],
+        generator: Any,
     ) -> Iterator[np.ndarray]:
-        video = CogVideoXPipeline(
-            tokenizer=None, text_encoder=None, vae=self.vae, transformer=self.transformer, scheduler=self.scheduler
-        )
-        video.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        last_frames: list[Image.Image] = []
+        backbone = self.backbone
+        shape = backbone.latent_shape(sampling["num_frames"], sampling["height"], sampling["width"])
+        memory: list[list[Image.Image]] = []
+        pathway = None
+        if self.context is not None:
+            pathway = Pathway(self.policy, backbone, sampling["height"], sampling["width"])
         for i in range(len(captions)):
-            with torch.no_grad():
-                condition = self._condition(references, captions[: i + 1], last_frames, sampling["guidance_scale"] > 1)
-                latents = video(
-                    prompt_embeds=condition[:1],
-                    negative_prompt_embeds=condition[1:] if len(condition) > 1 else None,
-                    generator=generator,
-                    output_type="latent",
-                    **sampling,
-                ).frames
-                shot = decode_latents(self.vae, latents)[0].cpu().numpy()
-            last_frames.append(to_rgb(shot[-1]))
+            with torch.no_grad(), self.progress_bar(total=sampling["num_inference_steps"]) as bar:
+                conditions = self._condition(references[i], captions[: i + 1], memory, branches)
+                latents = denoise(
+                    backbone,
+                    conditions,
+                    [branch.weight for branch in branches],
+                    shape,
+                    sampling["num_inference_steps"],
+                    generator,
+                    None if pathway is None else pathway.guided(references[i], memory, branches),
+                    progress=bar.update,
+                )
+                shot = backbone.decode(latents)[0].cpu().numpy()
+            memory.append([to_rgb(frame) for frame in self.policy.of_clip(shot)])
             yield shot
 
     def _condition(
-        self, references: list[Image.Image], captions: list[str], last_frames: list[Image.Image], guided: bool
+        self,
+        references: Sequence[Reference],
+        captions: Sequence[str],
+        memory: Sequence[Sequence[Image.Image]],
+        branches: Sequence[Branch],
     ) -> Tensor:
-        """[1 or 2, L, D]: the last shot's condition, then the one to guide away from."""
-        stories = [StoryContext(references, captions, last_frames)]
-        if guided:
-            stories.append(StoryContext([blank_reference()], [""] * len(captions), last_frames))
+        """Conditions [K, L, D] of the last shot, one for each branch of the guidance."""
+        nobody, silence = as_references(None), [""] * len(captions)
+        sequences = [
+            shot_context(
+                self.policy,
+                (references if one.reference else None) or nobody,
+                captions if one.caption else silence,
+                memory,
+            )
+            for one in branches
+        ]
         reader = StoryReader(self.mllm, self.tokenizer, self.image_processor, self.adapter.config.num_queries)
-        condition = story_condition(reader, self.adapter, stories)[:, -1]
+        condition = story_condition(reader, self.adapter, sequences, last=True)[:, 0]
         return condition.to(self.transformer.device, self.transformer.dtype)
 
 
-def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [B, F', C, h, w] -> uint8 [B, 4(F'-1)+1, H, W, 3].
+def clip_size_of(told: Mapping[str, int] | None) -> tuple[int, int, int] | None:
+    """Frames, height and width of a clip by default, as a checkpoint tells them; None where it leaves them open."""
+    return None if told is None else (told["frames"], told["height"], told["width"])
 
-    CogVideoX's decoder treats the first latent frame as a single picture only when F' is odd (clips of 8k+1 frames, as
-    it was trained on); from an even F' it makes 4F' frames, of which the first three, before that picture, are dropped.
+
+def cast_of(references: list[Reference], characters: Sequence[Sequence[str] | None], shots: int) -> list[list[Reference]]:
+    """The references of each shot, if any: of those with a name only whoever is in it, in the order given there.
+
+    Args:
+        references: all of them.
+        characters: names, a shot; None for everybody.
+        shots: how many there are.
+
+    Raises:
+        ValueError: the characters of another number of shots.
     """
-    frames = (latents.shape[1] - 1) * int(vae.config.temporal_compression_ratio) + 1
-    latents = latents.permute(0, 2, 1, 3, 4) / vae.config.scaling_factor
-    return to_uint8_clip(vae.decode(latents.to(vae.device, vae.dtype)).sample[:, :, -frames:])
+    if len(characters) != shots:
+        raise ValueError(f"characters of {len(characters)} shots and captions of {shots}: give a list of names for each shot")
+    chosen = []
+    for names in characters:
+        there = references if names is None else [one for one in references if one.name is None]
+        there = there + [one for name in dict.fromkeys(names or ()) for one in references if one.name == name]
+        chosen.append(there)
+    return chosen

@@ -162,13 +162,51 @@ def test_code_from_elsewhere_is_not_imported(saved, entry):
         AnimeShooterGen.from_pretrained(saved)
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name(saved):
+@pytest.mark.parametrize("part", ["adapter", "transformer", "mllm", "text_encoder"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name(saved, part):
     from safetensors.torch import load_file, save_file
 
-    [file] = (saved / "adapter").glob("*.safetensors")
+    [file] = (saved / part).glob("*.safetensors")
     weights = load_file(file)
     gone = sorted(weights)[0]
     del weights[gone]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"adapter: 1 weights are missing, the first is {gone}"):
+    with pytest.raises(ValueError, match=rf"{part}: 1 weights are missing, the first is {gone}"):
         AnimeShooterGen.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"vae": ["diffusers", "DiffusionPipeline"]}, {"scheduler": ["diffusers", "DiffusionPipeline"]}]
+)
+def test_a_component_cannot_be_a_pipeline_of_its_own(saved, entry):
+    change_index(saved, **entry)
+    with pytest.raises(ValueError, match="is a DiffusionPipeline, which is none of this model"):
+        AnimeShooterGen.from_pretrained(saved)
+
+
+def test_frozen_parts_keep_the_type_they_are_stored_in(gen, tmp_path):
+    """Or else every stage after the first would have them in float32, at twice the size, and write them anew."""
+    for part in (gen.mllm, gen.text_encoder, gen.vae):
+        part.to(torch.bfloat16)
+    gen.transformer.to(torch.float16)
+    gen.set_trainable("single_shot")
+    gen.save_pretrained(tmp_path / "one")
+    loaded = AnimeShooterGen.from_pretrained(tmp_path / "one")
+    kept = {name: getattr(loaded, name).dtype for name in ("mllm", "text_encoder", "transformer", "vae", "adapter")}
+    assert list(kept.values()) == [torch.bfloat16, torch.bfloat16, torch.float16, torch.bfloat16, torch.float32]
+    loaded.save_pretrained(tmp_path / "two", share_with=tmp_path / "one")
+    for name in ("mllm", "text_encoder", "transformer", "vae"):
+        (one, two) = (next((tmp_path / folder / name).glob("*.safetensors")) for folder in ("one", "two"))
+        assert one.samefile(two), name
+    pipeline = AnimeShooterPipeline.from_pretrained(tmp_path / "one", text_encoder=None, text_tokenizer=None)
+    assert pipeline.transformer.dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_wan"])
+@pytest.mark.parametrize("load", [AnimeShooterGen.from_pretrained, AnimeShooterPipeline.from_pretrained])
+def test_half_precision_is_for_parts_that_bear_it(load, kind, tmp_path):
+    AnimeShooterGen.from_preset(kind).save_pretrained(tmp_path / "ck")
+    loaded = load(tmp_path / "ck", dtype=torch.float16)
+    vae = torch.float32 if kind == "tiny_wan" else torch.float16
+    assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.float16, vae)
+    assert (loaded.mllm.dtype, loaded.adapter.dtype) == (torch.bfloat16, torch.float32)

@@ -5,10 +5,11 @@ import sys
 import pytest
 
 from model import preset
+from model.config import PRESETS
 
 
 def test_presets_are_frozen_and_named():
-    for name in ("tiny", "paper"):
+    for name in PRESETS:
         config = preset(name)
         assert config.name == name
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -25,7 +26,7 @@ def test_paper_has_the_sizes_of_the_paper():
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match="'huge'; choose one of tiny, paper"):
+    with pytest.raises(ValueError, match=r"'huge'; choose one of tiny, .*paper"):
         preset("huge")
 
 
@@ -34,6 +35,11 @@ def test_widths_that_do_not_fit_are_refused():
     encoder = {**config.video.text_encoder, "d_model": 32}
     with pytest.raises(ValueError, match="32 wide, but the transformer's text_embed_dim is 64"):
         dataclasses.replace(config, video=dataclasses.replace(config.video, text_encoder=encoder))
+    with pytest.raises(ValueError, match="no video backbone 'sora'; choose cogvideox or wan"):
+        dataclasses.replace(config, video=dataclasses.replace(config.video, kind="sora"))
+    wan = preset("tiny_wan")
+    with pytest.raises(ValueError, match="vae latent_channels must equal transformer in_channels"):
+        dataclasses.replace(wan, video=dataclasses.replace(wan.video, vae={**wan.video.vae, "z_dim": 8}))
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.images import as_reference_images, blank_reference, to_rgb, to_signed_clip, to_uint8_clip
+from model.images import as_frames, as_references, blank_reference, to_rgb, to_signed_clip, to_uint8_clip
 
 
 def test_transparent_pixels_become_white_and_opaque_ones_stay():
@@ -22,11 +22,33 @@ def test_other_arrays_are_refused(bad):
 
 
 def test_references_come_alone_in_lists_or_not_at_all(picture):
-    assert len(as_reference_images(picture(1))) == 1
-    assert len(as_reference_images([picture(1), picture(2)])) == 2
-    for nothing in (None, []):
-        (image,) = as_reference_images(nothing)
-        assert image.tobytes() == blank_reference().tobytes()
+    assert len(as_references(picture(1))) == 1
+    assert len(as_references([picture(1), picture(2)])) == 2
+    for nothing in (None, [], {}):
+        (reference,) = as_references(nothing)
+        assert reference.picture.tobytes() == blank_reference().tobytes()
+        assert reference.name is None
+
+
+def test_references_keep_their_characters_names(picture):
+    for several in (
+        {"Fox": picture(1), "Owl": picture(2)},
+        [("Fox", picture(1)), ("Owl", np.asarray(picture(2)))],
+        (("Fox", picture(1)), ("Owl", picture(2))),
+    ):
+        assert [one.name for one in as_references(several)] == ["Fox", "Owl"]
+    (alone,) = as_references(("Fox", picture(1)))
+    assert alone.name == "Fox"
+    assert [one.name for one in as_references((picture(1), picture(2)))] == [None, None]
+
+
+def test_a_remembered_shot_is_a_frame_or_several(picture, clips):
+    assert [len(as_frames(shot)) for shot in (picture(1), [picture(1), picture(2)], clips(1)[0, :3], clips(1)[0, 0])] == [
+        1,
+        2,
+        3,
+        1,
+    ]
 
 
 def test_clip_conversion_loses_nothing(clips):

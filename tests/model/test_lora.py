@@ -1,9 +1,11 @@
 import pytest
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import CogVideoXPipeline, WanPipeline
 from safetensors import safe_open
+from tiny_models import tiny_model
 
 from model import AnimeShooterGen
+from model.denoise import denoise
 from model.lora import add_mllm_lora, lora_parameters, save_transformer_lora, without_lora
 
 
@@ -39,6 +41,37 @@ def test_video_lora_loads_in_plain_diffusers(gen, shake_lora, tmp_path):
     assert torch.equal(noise_prediction(pipeline.transformer), noise_prediction(gen.transformer))
     pipeline.unload_lora_weights()
     assert torch.equal(noise_prediction(pipeline.transformer), base)
+
+
+SAMPLING = {"num_inference_steps": 3, "num_frames": 9, "height": 64, "width": 96, "output_type": "latent"}
+
+
+@pytest.mark.parametrize("kind", ["tiny", "rotary", "tiny_wan"])
+def test_plain_pipelines_make_with_the_lora_what_we_make(kind, shake_lora, tmp_path):
+    """`load_lora_weights` of diffusers' own pipeline on the untouched video model, against our adapter and our sampling."""
+    gen, plain = tiny_model(kind), tiny_model(kind)
+    gen.set_trainable("lora")
+    shake_lora(gen.transformer)
+    gen.save_pretrained(tmp_path / "ck")
+    parts = (plain.text_tokenizer, plain.text_encoder, plain.vae)
+    if kind == "tiny_wan":
+        pipeline = WanPipeline(*parts, plain.scheduler, transformer=plain.transformer)
+    else:
+        pipeline = CogVideoXPipeline(*parts, plain.transformer, plain.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    blank, full = gen.text_features(["", "a fox"]).split(1)
+    noise = torch.randn(1, 3, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+
+    def theirs():
+        swapped = noise.transpose(1, 2) if kind == "tiny_wan" else noise
+        embeds = {"prompt_embeds": full, "negative_prompt_embeds": blank, "guidance_scale": 3.0}
+        made = pipeline(**embeds, latents=swapped, **SAMPLING).frames
+        return made.transpose(1, 2) if kind == "tiny_wan" else made
+
+    ours = denoise(gen.backbone, torch.cat([blank, full]), [-2.0, 3.0], (3, 4, 8, 12), 3, noise=noise)
+    assert not torch.allclose(theirs(), ours, atol=1e-2)
+    pipeline.load_lora_weights(str(tmp_path / "ck" / "transformer_lora"))
+    assert torch.allclose(theirs(), ours, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stage", "part"), [("single_shot", "mllm"), ("lora", "transformer")])
