@@ -89,7 +89,7 @@ def walk(stage: Any, data: Path, features: Path | None) -> Iterator[float]:
     module = StageModule(load_model(stage, config, None, coverage_of(stage, config, cache, stream).without), stage, config)
     optimizer = torch.optim.AdamW(module.gen.trainable_parameters(stage.name), lr=config.train.learning_rate)
     for (batch,) in stream.batches():
-        loss = module(batch)
+        loss = module(batch).per_sample.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

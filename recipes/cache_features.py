@@ -1,8 +1,9 @@
-"""Cache of features: what the frozen VAE and text encoder make of every shot, made once and written next to the dataset.
+"""Cache of features: what the frozen parts of the model make of every shot, made once and written next to the dataset.
 
-Makes     latents (mean and log-variance), first and last frames, features of captions
+Makes     latents (mean and log-variance), first and last frames, features of captions, what the MLLM sees in pictures
 From      the checkpoint that the stage will start from, or its preset
-Shots     all that a stream with these settings would draw, at each of `data.clip.starts` starts
+Shots     all that a stream with these settings would draw, at each of `data.clip.starts` starts; with several clips
+          (`data.clips`) each shot at the sizes it is drawn in
 Writes    DATA.features/<kind>/<fingerprint>/, see streams/features.py
 
 Every process writes shards of its own and waits for none. A run that was stopped or killed is completed by the same command.
@@ -16,21 +17,19 @@ Run: accelerate launch recipes/cache_features.py --stage single_shot --from chec
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -40,23 +39,17 @@ from tqdm.auto import tqdm
 from animeshooter_dataset import DataError, ShotRecord, parse
 from animeshooter_streams import ShotStream
 from recipes import align, lora, multi_shot, pretrain, single_shot
-from recipes.config import Config, override
+from recipes.cache_vision import make_vision
+from recipes.cache_work import Disk, Job, Named, Worker, member, place, prepare, this_process
+from recipes.config import Config, TrainConfig, override
+from recipes.data import clips_of, open_stream
 from recipes.encoding import posterior
-from recipes.features import clip_of, identities, needs_of, used_rows
-from recipes.parts import PART_OF, load_gen
+from recipes.features import identities, needs_of, used_rows
+from recipes.parts import MADE_BY, PART_OF, load_gen
 from recipes.record import read_record
-from recipes.stage import Stage, model_errors, quiet_loading
+from recipes.stage import Stage, Stream, model_errors, quiet_loading
 from streams.clips import ClipSpec, decode_clip
-from streams.feature_files import (
-    Entry,
-    Wanted,
-    drop_damaged,
-    finish,
-    part_files,
-    replace_whole,
-    verify,
-    write_shard,
-)
+from streams.feature_files import Entry, Wanted, finish, part_files, verify, write_shard
 from streams.features import (
     KIND_OF,
     KINDS,
@@ -69,6 +62,7 @@ from streams.features import (
     text_source,
     video_source,
 )
+from streams.workers import settle_in, without_main, worker_context
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -76,29 +70,8 @@ if TYPE_CHECKING:
 STAGES: dict[str, Stage] = {one.STAGE.name: one.STAGE for one in (pretrain, align, single_shot, multi_shot, lora)}
 SHARD_MB = 256
 """About how large a shard becomes."""
-OLD = 3600.0
-"""Seconds after which a half-written file is taken for one that a killed run left."""
 TOLD = 5
 """Shots that failed that are named on the screen."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process: its number, how many there are, where it computes and how."""
-
-    rank: int
-    world: int
-    device: torch.device
-    precision: str
-
-    def say(self, text: str) -> None:
-        """Tell the user who says it."""
-        print(f"process {self.rank}: {text}" if self.world > 1 else text, flush=True)
-
-    def arithmetic(self) -> Any:
-        """The precision in which the stages call the frozen parts."""
-        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return torch.autocast(self.device.type, types[self.precision]) if self.precision in types else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -111,25 +84,6 @@ class Item:
     caption: str
     part: int
     source: bytes
-
-
-@dataclass(frozen=True)
-class Job:
-    """One kind of features of one dataset, on one process."""
-
-    kind: str
-    store: Any
-    folder: Path
-    clip: ClipSpec
-    caption: str
-    rows: pa.Table
-    batch: int
-    workers: int
-
-    @property
-    def parts(self) -> range:
-        """Entries of a shot."""
-        return {"latents": range(self.clip.starts or 0), "ends": range(2), "text": range(1)}[self.kind]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,8 +150,9 @@ def cache(data: str, out: Path, parent: Path | None, stage: Stage | None, config
     Raises:
         DataError: dataset, checkpoint or settings are wrong, or the disk is full.
     """
-    me = _this_process(config)
-    kinds = [kind for kind in KINDS if stage is None or kind in {KIND_OF[need] for need in needs_of(stage)}]
+    me = this_process(config)
+    needs = needs_of(stage, config) if stage else frozenset(KIND_OF)
+    kinds = [kind for kind in KINDS if kind in {KIND_OF[need] for need in needs}]
     if stage is None and parent is not None and not (parent / "text_encoder").is_dir():
         kinds.remove("text")
         me.say(f"{parent}: no text encoder, so no features of captions")
@@ -205,23 +160,36 @@ def cache(data: str, out: Path, parent: Path | None, stage: Stage | None, config
         raise DataError(
             "latents need clips that start at fixed places: --set data.clip.starts=1 (or more; the stages the same)"
         )
-    stream = _all_shots(config, data)
+    streams = _streams(stage, config, data)
     quiet_loading()
     with model_errors():
         without = [part for kind, part in PART_OF.items() if kind not in kinds]
-        gen = load_gen(config, parent, without) if set(kinds) & set(PART_OF) else None
+        gen = load_gen(config, parent, without) if set(kinds) & set(MADE_BY) else None
         if gen is not None:
-            for part in set(PART_OF.values()) - set(without):
+            for part in {MADE_BY[kind] for kind in kinds if kind in MADE_BY} | ({"adapter"} if "vision" in kinds else set()):
                 getattr(gen, part).to(me.device)
     failed: list[str] = []
-    for kind, identity in identities(kinds, config, parent, me.precision, gen).items():
-        folder = out / kind / fingerprint_of(identity)
-        job = Job(
-            kind, stream.store, folder, clip_of(config), config.data.caption, used_rows(stream), batch, config.data.workers
-        )
-        _prepare(folder, identity, me)
+    ends: list[tuple[int, FeatureStore]] = []
+    clips: dict[str, list[ClipSpec]] = {}  # two that differ in rate alone have the same ends
+    found = identities(kinds, config, parent, me.precision, gen)
+    for (_, clip), identity in found.items():
+        clips.setdefault(fingerprint_of(identity), []).extend([clip] if clip else clips_of(config))
+    for fingerprint, identity in {fingerprint_of(identity): identity for identity in found.values()}.items():
+        kind, sizes = identity["kind"], clips[fingerprint]
+        folder, rows = out / kind / fingerprint, _drawn(streams, sizes)
+        prepare(folder, identity, me)
+        job = Job(kind, streams[0].store, folder, sizes[0], config.data.caption, rows, batch, config.data.workers)
+        if not rows.num_rows:
+            continue
+        if kind == "vision":
+            assert gen is not None
+            failed += make_vision(job, ends, gen, me, shard)
+            continue
         failed += _make(job, gen, me, shard)
-        _finish(job, stream, me)
+        _finish(job, streams[0], me)
+        if kind == "ends":
+            shown = [part for part, need in enumerate(("first", "last")) if need in needs]
+            ends += [(part, FeatureStore(folder, unfinished=True)) for part in shown]
     for problem in failed[:TOLD]:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     if failed:
@@ -229,44 +197,29 @@ def cache(data: str, out: Path, parent: Path | None, stage: Stage | None, config
     return 2 if failed else 0
 
 
-def _this_process(config: Config) -> Worker:
-    """By the launcher's variables alone: these processes need no group, and none has to wait for another."""
-    rank, world, local = (
-        int(os.environ.get(name, default)) for name, default in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), "010")
-    )
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    device = torch.device("cuda", local) if torch.cuda.is_available() and not use_cpu else torch.device("cpu")
-    return Worker(rank, world, device, config.train.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+def _streams(stage: Stage | None, config: Config, data: str) -> list[Stream]:
+    """Streams that together draw every shot that a stage with these settings draws, at the sizes it is drawn in.
+
+    The first has every single shot, so that one cache serves all stages; sequences of shots go by their shortest one, so that a
+    stage that reads them may draw a shot at another size.
+    """
+    hashed = Features({}, ())  # so that the index has the clips' hashes
+    alone = replace(config, data=replace(config.data, shots=1, require_reference=False, where=None))
+    found = [open_stream(single_shot.STAGE, replace(alone, train=_one_a_step(alone.train)), data, hashed)]
+    if stage is not None and len(clips_of(config)) > 1 and stage.stream is not ShotStream:
+        found.append(open_stream(stage, replace(config, train=_one_a_step(config.train)), data, hashed))
+    return found
 
 
-def _all_shots(config: Config, data: str) -> ShotStream:
-    """The stream that draws every shot any stage draws with these settings."""
-    chosen = config.data
-    return ShotStream(
-        data,
-        clip_of(config),
-        global_batch=1,
-        split=chosen.split,
-        seed=config.train.seed,
-        video=chosen.video,
-        character=chosen.character,
-        prologue_and_epilogue=chosen.prologue_and_epilogue,
-        rejected=chosen.rejected,
-        features=Features({}, ()),  # so that the index has the clips' hashes
-    )
+def _one_a_step(train: TrainConfig) -> TrainConfig:
+    return replace(train, global_batch=1, batch_tokens=None)
 
 
-def _prepare(folder: Path, identity: dict[str, Any], me: Worker) -> None:
-    """The folder, without what a killed run left half-written."""
-    with _disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "identity.json").is_file():
-            replace_whole(folder / "identity.json", (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
-        for shard in drop_damaged(folder):
-            me.say(f"{shard}: gone or damaged; its entries are made again")
-        for path in folder.glob(".*.partial") if me.rank == 0 else ():
-            if time.time() - path.stat().st_mtime > OLD:
-                path.unlink(missing_ok=True)
+def _drawn(streams: Sequence[Stream], clips: Sequence[ClipSpec]) -> pa.Table:
+    """Rows of the index that are drawn as clips of these sizes, each once."""
+    keys = pc.unique(pa.concat_arrays([used_rows(one, clip)["key"].combine_chunks() for one in streams for clip in clips]))
+    index = streams[0].index
+    return index.filter(pc.is_in(index["key"], value_set=keys))
 
 
 # ---- the work of one process ----
@@ -276,20 +229,14 @@ def _make(job: Job, gen: AnimeShooterGen | None, me: Worker, shard: int) -> list
     """Write the shards of this process; returns what went wrong, a line a shot."""
     failed: list[str] = []
     store = FeatureStore(job.folder, unfinished=True)
-    size = _entry_bytes(job, gen)
-    shots = max(1, min(shard // (size * len(job.parts)), -(-job.rows.num_rows // me.world)))
-    units = [
-        (unit, range(first, min(first + shots, job.rows.num_rows)))
-        for unit, first in enumerate(range(0, job.rows.num_rows, shots))
-    ]
-    mine = units[me.rank :: me.world]
+    mine = me.units(job.rows.num_rows, shard // (_entry_bytes(job, gen) * len(job.parts)))
     began, made, written = time.perf_counter(), 0, 0
     with tqdm(
         total=sum(len(rows) for _, rows in mine), unit="shot", desc=job.kind, disable=me.rank != 0, mininterval=0.5
     ) as bar:
         for unit, entries in groupby(_entries(job, _planned(job, store, mine, bar), gen, me, failed), lambda one: one[0]):
-            counted = _Named(entry for _, entry in entries)
-            with _disk(job.folder):
+            counted = Named(entry for _, entry in entries)
+            with Disk(job.folder):
                 written += write_shard(job.folder, f"{unit:06}-{counted.name}", counted)
             made += counted.count
     seconds = time.perf_counter() - began
@@ -298,45 +245,19 @@ def _make(job: Job, gen: AnimeShooterGen | None, me: Worker, shard: int) -> list
     return failed
 
 
-class _Named:
-    """The entries of a shard, counted as they are handed on.
-
-    The shard's name comes from the first of them: when a run is killed and repeated, it is the same one again.
-    """
-
-    def __init__(self, entries: Iterator[Entry]) -> None:
-        self.first, self.rest, self.count = next(entries), entries, 0
-        told = f"{self.first.key} {self.first.part} {self.first.source.hex()}"
-        self.name = hashlib.sha256(told.encode()).hexdigest()[:8]
-
-    def __iter__(self) -> Iterator[Entry]:
-        for entry in chain([self.first], self.rest):
-            self.count += 1
-            yield entry
-
-
 def _planned(job: Job, store: FeatureStore, units: Sequence[tuple[int, range]], bar: Any) -> Iterator[Item]:
     """The entries that are missing, in the order of the index; reads the shots' records, not their clips."""
     if job.kind == "text" and units and units[0][0] == 0 and store.find("", 0, text_source("")) is None:
         yield Item(0, {"key": "", "video": ""}, None, "", 0, text_source(""))
     for unit, rows in units:
         for row in job.rows.slice(rows.start, len(rows)).to_pylist():
-            record = cast(ShotRecord, parse("shots", _member(job.store, row, "json"), f"{job.store.name}: {row['key']}"))
+            record = cast(ShotRecord, parse("shots", member(job.store, row, "json"), f"{job.store.name}: {row['key']}"))
             caption = caption_of(record, job.caption)
             source = text_source(caption) if job.kind == "text" else video_source(row, record)
             for part in job.parts:
                 if store.find(row["key"], part, source) is None:
                     yield Item(unit, row, record.picture, caption, part, source)
             bar.update()
-
-
-def _place(row: dict[str, Any], member: str) -> tuple[str, int, int]:
-    # Only the file's name is taken from the index: a path in it could point anywhere.
-    return f"shots/{Path(row['shard']).name}", row[f"{member}_offset"], row[f"{member}_size"]
-
-
-def _member(store: Any, row: dict[str, Any], member: str) -> bytes:
-    return store.range(*_place(row, member))
 
 
 class _Decoder(Dataset):
@@ -348,7 +269,7 @@ class _Decoder(Dataset):
     def __getitems__(self, items: list[Item]) -> list[tuple[Item, Tensor | str]]:
         """Each item with its frames uint8 [F, H, W, 3] (latents), its PNG (ends), or why there are none."""
         if self.kind != "text":
-            self.store.prefetch([_place(item.row, "mp4") for item in items])
+            self.store.prefetch([place(item.row, "mp4") for item in items])
         return [(item, self.decode(item)) for item in items]
 
     def decode(self, item: Item) -> Tensor | str:
@@ -359,7 +280,7 @@ class _Decoder(Dataset):
         clip = self.clip if self.kind == "latents" else replace(self.clip, frames=1)
         at = (item.part + 0.5) / self.clip.starts if self.kind == "latents" and self.clip.starts else 0.0
         try:
-            frames, first, last = decode_clip(_member(self.store, item.row, "mp4"), item.row, clip, at, where, item.picture)
+            frames, first, last = decode_clip(member(self.store, item.row, "mp4"), item.row, clip, at, where, item.picture)
         except DataError as error:
             return str(error)
         return torch.from_numpy(np.ascontiguousarray(frames)) if self.kind == "latents" else png((first, last)[item.part])
@@ -374,9 +295,12 @@ def _entries(
         batch_sampler=_Batches(items, job.batch),
         collate_fn=_as_it_is,
         num_workers=0 if job.kind == "text" else job.workers,
-        multiprocessing_context="spawn" if job.workers and job.kind != "text" else None,
+        multiprocessing_context=worker_context() if job.workers and job.kind != "text" else None,
+        worker_init_fn=settle_in,
     )
-    for batch in loader:
+    with without_main(job.store):
+        batches = iter(loader)
+    for batch in batches:
         failed += [found for _, found in batch if isinstance(found, str)]
         good = [(item, found) for item, found in batch if not isinstance(found, str)]
         if good:
@@ -428,45 +352,23 @@ def _entry_bytes(job: Job, gen: AnimeShooterGen | None) -> int:
     if job.kind == "ends" or gen is None:
         return clip.height * clip.width * 3 // 2
     if job.kind == "text":
-        return (
-            gen.transformer.config.max_text_seq_length * gen.transformer.config.text_embed_dim * gen.text_encoder.dtype.itemsize
-        )
-    config = gen.vae.config
-    cells = (clip.frames // config.temporal_compression_ratio + 1) * clip.height * clip.width
-    return 2 * config.latent_channels * cells // 4 ** (len(config.block_out_channels) - 1) * gen.vae.dtype.itemsize
+        return gen.backbone.condition_length * gen.backbone.condition_size * gen.text_encoder.dtype.itemsize
+    return 2 * math.prod(gen.backbone.latent_shape(clip.frames, clip.height, clip.width)) * gen.vae.dtype.itemsize
 
 
-def _finish(job: Job, stream: ShotStream, me: Worker) -> None:
+def _finish(job: Job, stream: Stream, me: Worker) -> None:
     """Index and manifest of all shards there are; the process that comes last lists those of all."""
     keys = job.rows["key"].combine_chunks()
     columns = (job.rows[name].to_pylist() for name in ("sha256", "clean_start", "clean_end"))
     clips = None if job.kind == "text" else pa.array([clip_hash(*one) for one in zip(*columns)], pa.binary(16))
     name = f"{Path(stream.name).name} [{stream.split}]"
-    with _disk(job.folder):
+    with Disk(job.folder):
         wanted = Wanted(name, stream.state_dict()["fingerprint"], keys, clips, job.parts)
         tools = {tool: version(tool) for tool in ("torch", "diffusers", "transformers", "av")}
         told = finish(job.folder, wanted, tools)
     there, size = told["datasets"][name], told["bytes"] / 2**20
     if me.world == 1 or there["complete"]:
         me.say(f"{job.kind}: {there['cached']} of {there['entries']} entries of {name} cached, {size:.1f} MB in {job.folder}")
-
-
-class _disk:
-    """A full or read-only disk is for the user to mend."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        """Nothing yet."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Turn what the system says into one line."""
-        if isinstance(error, OSError):
-            raise DataError(
-                f"{self.folder}: cannot write ({error.strerror or error}); make room there, and run the same command again: "
-                "shards that are whole stay"
-            ) from None
 
 
 def _verify(out: Path) -> int:

@@ -20,8 +20,13 @@ from recipes.verbs_train import add_train_verbs
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = _parser().parse_args(arguments)
-    from animeshooter_dataset import DataError
-
+    try:
+        from animeshooter_dataset import DataError
+    except ImportError as error:  # a broken installation is what `doctor` is for
+        if options.verb == "doctor":
+            return options.run(options)
+        print(f"animeshooter {options.verb}: {error}; `animeshooter doctor` says what else is missing", file=sys.stderr)
+        return 2
     try:
         return options.run(options)
     except DataError as error:
@@ -56,11 +61,20 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = add_verb(verbs, "generate", _generate, "a story, shot by shot, from a checkpoint")
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder, or its name on the Hub")
-    generate.add_argument("--reference", type=Path, metavar="IMAGE", help="picture of the character; none: a blank one")
+    generate.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="[NAME=]IMAGE",
+        help="picture of the character, or of several, each with its name; none: a blank one",
+    )
     generate.add_argument("--script", type=Path, required=True, metavar="STORY.json", help='{"captions": ["...", "..."]}')
     generate.add_argument("--out", type=Path, required=True, metavar="DIR")
     generate.add_argument("--steps", type=int, default=50, help="denoising steps a shot (%(default)s)")
     generate.add_argument("--guidance", type=float, default=6.0, help="classifier-free guidance, 1 is none (%(default)s)")
+    generate.add_argument(
+        "--reference-guidance", type=float, metavar="SCALE", help="guidance by the references; --guidance is then the captions'"
+    )
     generate.add_argument("--fps", type=float, help="frames a second (as the checkpoint was trained)")
     generate.add_argument("--seed", type=int, default=0)
     return parser
@@ -74,10 +88,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from recipes.generate import generate
+    from recipes.generate import generate, named_references
 
-    settings = {name: getattr(options, name) for name in ("reference", "script", "out", "seed", "steps", "guidance", "fps")}
-    story = generate(options.checkpoint, **settings, on_shot=lambda number, path: print(f"shot {number}: {path}", flush=True))
+    names = ("script", "out", "seed", "steps", "guidance", "reference_guidance", "fps")
+    story = generate(
+        options.checkpoint,
+        named_references(options.reference),
+        **{name: getattr(options, name) for name in names},
+        on_shot=lambda number, path: print(f"shot {number}: {path}", flush=True),
+    )
     print(f"story: {story}")
     return 0
 

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from animeshooter_dataset import DataError
+from model.memory import ConditionPolicy
 
 Value = int | float | bool | str | None
 T = TypeVar("T")
@@ -33,9 +34,14 @@ class DataConfig:
 
     Args:
         clip: size of every clip.
+        clips: several sizes, frames x height x width @ frames a second: ``17x480x720@8 49x480x720@8``. Every shot goes to one
+            of them (``animeshooter explain-buckets`` says which), every step has one. They take the place of the size in
+            ``clip``, whose ``min_frames`` and ``starts`` hold for all.
         split: split of the dataset directory.
-        shots: shots a sample.
-        caption: which caption the model reads; "both" joins narrative and descriptive.
+        shots: shots a sample; "2-4" draws their number for every step, "story" takes whole stories (both where the stage
+            reads stories).
+        references: characters of a sample that come with a reference, at most.
+        caption: which caption the model reads; "both" reads narrative and descriptive, told apart for the MLLM.
         require_reference: leave out samples without a reference, rather than train them without one.
         video: only this film.
         character: only shots that list this character.
@@ -46,11 +52,18 @@ class DataConfig:
         workers: decoding processes on each rank; 0 decodes in the training process.
         features: directory of cached features (``recipes/cache_features.py`` writes it); None makes all of them anew.
         latents: "mode" trains on the mean of the VAE's posterior, "sample" on a draw from it.
+        cache: folder on local disk that keeps what is read of a dataset elsewhere, shared by the processes of a node.
+        cache_gb: gigabytes it may grow to.
+        verify: compare every clip with its SHA-256.
+        bad_samples: samples, or which share of all, that may be damaged: each is named and another takes its place. They are
+            counted over all processes, and over resumes.
     """
 
     clip: ClipConfig
+    clips: str | None = None
     split: str = "train"
-    shots: int = 1
+    shots: int | str = 1
+    references: int = 1
     caption: Literal["narrative", "descriptive", "both"] = "descriptive"
     require_reference: bool = False
     video: str | None = None
@@ -61,6 +74,10 @@ class DataConfig:
     workers: int = 0
     features: str | None = None
     latents: Literal["mode", "sample"] = "mode"
+    cache: str | None = None
+    cache_gb: float = 20.0
+    verify: bool = False
+    bad_samples: int | float = 0
 
 
 @dataclass(frozen=True)
@@ -70,30 +87,54 @@ class TrainConfig:
     Args:
         steps: of the whole run.
         global_batch: samples a step, over all processes and micro-batches.
+        batch_tokens: latent tokens a step, in place of ``global_batch``: each clip size then has a batch of its own.
+        batch_multiple: what batches by tokens are multiples of: processes times micro-batches must divide it.
         learning_rate: after the warm-up.
         accumulate: micro-batches a step.
         warmup: steps over which the learning rate rises from nothing.
+        schedule: what the learning rate does after the warm-up: it stays, or falls to nothing until the end.
+        optimizer: AdamW, or its fused kernels.
         weight_decay: of AdamW.
         clip_norm: largest norm of the gradient.
+        weighting: of the diffusion loss over the noise schedule: as the video model was trained, or by min-SNR.
+        snr_gamma: signal-to-noise ratio above which min-SNR weighs less.
+        ema: decay of a moving average of what is trained, which then is what the checkpoint holds; None keeps none.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile the blocks of the video transformer.
+        skip_nonfinite: steps in a row that may be left out because loss or gradient are not finite; one more stops the run.
         seed: of the order, of every draw and of random weights.
-        precision: of the arithmetic; None leaves it to the launcher.
+        precision: of the arithmetic; None leaves it to the launcher, and where that says nothing, on a GPU, to the video model.
         save_every: steps from one snapshot to the next; with none, there are only those of a run that is asked to stop.
         keep: snapshots that stay, the newest ones.
+        async_save: write snapshots beside the steps that follow, rather than wait for the disk.
         patience: seconds that a process waits for another before it takes it for lost.
+        processes: how many processes must train together; None takes as many as were started.
     """
 
     steps: int
     global_batch: int
     learning_rate: float
+    batch_tokens: int | None = None
+    batch_multiple: int = 8
     accumulate: int = 1
     warmup: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    optimizer: Literal["adamw", "adamw_fused"] = "adamw"
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    weighting: Literal["backbone", "min_snr"] = "backbone"
+    snr_gamma: float = 5.0
+    ema: float | None = None
+    checkpointing: bool = False
+    compile: bool = False
+    skip_nonfinite: int = 0
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] | None = None
     save_every: int | None = 250
     keep: int = 2
+    async_save: bool = True
     patience: int = 900
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +147,98 @@ class DropoutConfig:
 
 
 @dataclass(frozen=True)
+class ConditionConfig:
+    """How what came before a shot reaches it; a stage that starts from a checkpoint takes over the checkpoint's.
+
+    Args:
+        memory: frames by which an earlier shot is remembered: "last" (the paper), "first_last", or "frames:4", four of them
+            spread over the shot.
+        shots_back: how many shots back are remembered; None is all of them.
+        memory_captions: whether the captions of the remembered shots are read too.
+        pathway: "latents" also shows the video transformer the reference pictures and the remembered frames themselves, encoded
+            by the VAE; "none" leaves it to the MLLM, as in the paper.
+    """
+
+    memory: str = "last"
+    shots_back: int | None = None
+    memory_captions: bool = True
+    pathway: Literal["none", "latents"] = "none"
+
+    def __post_init__(self) -> None:
+        """Raises DataError when a value is none of these."""
+        try:
+            ConditionPolicy(self.memory, self.shots_back, self.memory_captions)
+        except ValueError as error:
+            raise DataError(f"condition: {error}") from None
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the first stage of a chain takes pretrained parts from, in place of what the preset names.
+
+    Later stages have them from the checkpoint they start from. The sizes of adapter and LoRAs stay those of the preset.
+
+    Args:
+        mllm: folder or Hub repository of a transformers image-text model.
+        video: folder or Hub repository, in diffusers layout, of a video model of the preset's kind (CogVideoX or Wan).
+    """
+
+    mllm: str | None = None
+    video: str | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """The loss on shots that are not trained on.
+
+    Args:
+        every: steps from one measurement to the next; None measures none.
+        split: of the dataset; None takes validation, or test.
+        samples: how many are measured, rounded up to whole global batches.
+    """
+
+    every: int | None = None
+    split: str | None = None
+    samples: int = 64
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Stories generated while a model is trained.
+
+    Args:
+        every: steps from one time to the next; None generates none.
+        stories: how many, always the same ones.
+        shots: of each.
+        steps: of denoising.
+        guidance: scale of classifier-free guidance.
+    """
+
+    every: int | None = None
+    stories: int = 2
+    shots: int = 3
+    steps: int = 25
+    guidance: float = 6.0
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Trackers.
+
+    Args:
+        to: wandb, tensorboard, trackio, or several with commas; None for the log alone.
+        every: steps from one line to the next that they get.
+        project: its name, where the tracker knows projects.
+        name: of the run; None takes that of ``--out``.
+    """
+
+    to: str | None = None
+    every: int = 10
+    project: str = "animeshooter"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run of one stage."""
 
@@ -113,10 +246,17 @@ class Config:
     data: DataConfig
     train: TrainConfig
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    model: ModelSource = field(default_factory=ModelSource)
 
 
 TINY_CLIP = ClipConfig(frames=9, height=64, width=96, fps=8)
 """Clips of the tiny model: a second at 8 frames a second."""
+SMALL_CLIP = ClipConfig(frames=9, height=64, width=96, fps=8, starts=1)
+"""Clips of the small model; each always from the same start, so that latents can be cached."""
 PAPER_CLIP = ClipConfig(frames=49, height=480, width=720, fps=8, min_frames=25)
 """Clips of CogVideoX-2B: 6 s at 8 frames a second; shots under about a second are left out."""
 

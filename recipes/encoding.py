@@ -15,6 +15,7 @@ from torch import Tensor
 from animeshooter_dataset import DataError
 from animeshooter_streams import Batch
 from recipes.config import Config
+from recipes.sizes import clips_at_once
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -58,13 +59,8 @@ def posterior(gen: AnimeShooterGen, frames: Tensor) -> Tensor:
         DataError: the VAE is not in memory.
         ValueError: a size it cannot take.
     """
-    from model.images import check_video_size, to_signed_clip
-
     _in_memory(gen.vae, "latents")
-    video = to_signed_clip(frames)
-    check_video_size(gen.vae, gen.transformer.config.patch_size, *video.shape[2:])
-    found = gen.vae.encode(video.to(gen.vae.device, gen.vae.dtype)).latent_dist
-    return torch.stack([found.mean, found.logvar], 1).transpose(2, 3)
+    return torch.cat([gen.backbone.posterior(part) for part in frames.split(clips_at_once(*frames.shape[1:4]))])
 
 
 def encode_clips(gen: AnimeShooterGen, batch: Batch, config: Config, generators: Sequence[torch.Generator]) -> list[Tensor]:
@@ -85,7 +81,7 @@ def encode_clips(gen: AnimeShooterGen, batch: Batch, config: Config, generators:
         if config.data.latents == "sample":
             noise = torch.randn(drawn.shape, generator=generator, device=generator.device)
             drawn = drawn + torch.exp(0.5 * logvar) * noise.to(drawn.device, drawn.dtype)
-        latents.append(drawn * gen.vae.config.scaling_factor)
+        latents.append(gen.backbone.scale(drawn))
     return latents
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ import pyarrow as pa
 
 from animeshooter_dataset import DataError
 from recipes.config import Config
-from recipes.parts import PART_OF, load_gen, part_hash
+from recipes.data import clips_of
+from recipes.parts import MADE_BY, PART_OF, load_gen, part_hash
 from streams.clips import ClipSpec
-from streams.features import KIND_OF, Features, FeatureStore, identity_of, open_store
+from streams.features import KIND_OF, OF_CLIPS, Features, FeatureStore, identity_of, open_store
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 EVERYTHING = frozenset(KIND_OF)
 """What a stage needs that does not say."""
+Which = tuple[str, ClipSpec | None]
+"""A kind of features, and the clips they are of where that matters."""
 SAID = {"latents": "latents", "first": "first frames", "last": "last frames", "text": "captions", "blank": "empty caption"}
 
 
@@ -35,15 +39,10 @@ class Coverage:
     line: str
 
 
-def clip_of(config: Config) -> ClipSpec:
-    """The clips of a config."""
-    return ClipSpec(**dataclasses.asdict(config.data.clip))
-
-
 def identities(
     kinds: Collection[str], config: Config, parent: Path | None, precision: str, gen: AnimeShooterGen | None = None
-) -> dict[str, dict[str, Any]]:
-    """Identity of the features of each kind that this model makes of these clips.
+) -> dict[Which, dict[str, Any]]:
+    """Identity of the features of each kind that this model makes of these clips, for every clip size where that matters.
 
     Args:
         kinds: of features.
@@ -55,16 +54,17 @@ def identities(
     Raises:
         DataError: the checkpoint lacks a part.
     """
-    if parent is None and gen is None and set(kinds) & set(PART_OF):
+    if parent is None and gen is None and set(kinds) & set(MADE_BY):
         gen = load_gen(config, None)
-    found = {}
+    found: dict[Which, dict[str, Any]] = {}
     for kind in kinds:
-        model = part_hash(kind, parent, None if parent else gen) if kind in PART_OF else None
-        found[kind] = identity_of(kind, clip_of(config), model, precision)
+        model = part_hash(kind, parent, None if parent else gen) if kind in MADE_BY else None
+        for clip in clips_of(config) if kind in OF_CLIPS else (None,):
+            found[kind, clip] = identity_of(kind, clip, model, precision)
     return found
 
 
-def open_features(stage: Stage, config: Config, data: Path, parent: Path | None, precision: str) -> Features | None:
+def open_features(stage: Stage, config: Config, data: str | Path, parent: Path | None, precision: str) -> Features | None:
     """What a stage may take from ``data.features``; None where that is not set.
 
     Args:
@@ -82,24 +82,32 @@ def open_features(stage: Stage, config: Config, data: Path, parent: Path | None,
     root, again = Path(config.data.features), command(stage, config, data, parent)
     if not root.is_dir():
         raise DataError(f"{root}: no cache of features; make it with: {again}")
-    clip = clip_of(config)
-    kinds = sorted({KIND_OF[need] for need in needs_of(stage)})
-    stores: dict[tuple[str, ClipSpec | None], FeatureStore] = {}
-    for kind, identity in identities(kinds, config, parent, precision).items():
+    needs = needs_of(stage, config)
+    kinds = sorted({KIND_OF[need] for need in needs if (root / KIND_OF[need]).is_dir()})
+    stores: dict[Which, FeatureStore] = {}
+    problems: list[DataError] = []
+    for (kind, clip), identity in identities(kinds, config, parent, precision).items():
         try:
             store = open_store(root, identity)
         except DataError as error:
-            raise DataError(f"{error}. Make it for this run: {again}") from None
+            problems.append(error)
+            continue
         if store is not None:
-            stores[kind, None if kind == "text" else clip] = store
+            stores[kind, clip] = store
+    for kind in kinds:  # of several clips some may not be cached yet, but those of another model are none of ours
+        if not any(one == kind for one, _ in stores):
+            raise DataError(f"{problems[0]}. Make it for this run: {again}") from None
     if not stores:
-        raise DataError(f"{root}: holds none of {', '.join(kinds)}; make them with: {again}")
-    return Features(stores, needs_of(stage), config.data.caption, again)
+        asked = sorted({KIND_OF[need] for need in needs})
+        raise DataError(f"{root}: holds none of {', '.join(asked)}; make them with: {again}")
+    return Features(stores, needs, config.data.caption, again)
 
 
-def needs_of(stage: Stage) -> frozenset[str]:
-    """What a stage needs of each shot."""
-    return stage.needs or EVERYTHING
+def needs_of(stage: Stage, config: Config) -> frozenset[str]:
+    """What a stage needs of each shot with these settings."""
+    from recipes.conditions import condition_needs
+
+    return (stage.needs or EVERYTHING) | condition_needs(stage.needs, config)
 
 
 def coverage_of(stage: Stage, config: Config, features: Features | None, stream: Stream) -> Coverage:
@@ -110,30 +118,48 @@ def coverage_of(stage: Stage, config: Config, features: Features | None, stream:
     Raises:
         DataError: the cache is of another dataset: it has none of the shots.
     """
-    needs = needs_of(stage)
-    counts: Mapping[str, tuple[int, int]] = dict.fromkeys(sorted(needs), (0, 0))
+    from recipes.conditions import needs_vae
+
+    needs = needs_of(stage, config) - {"vision"}
+    counts = dict.fromkeys(sorted(needs), (0, 0))
     if features is not None:
-        counts = features.coverage(used_rows(stream), clip_of(config))
+        counts = _counted(features, stream)
         if not any(have for need, (have, _) in counts.items() if need != "blank"):
             raise DataError(other_dataset(features, stream))
     whole = {need for need, (have, wanted) in counts.items() if features is not None and have == wanted}
     busy = {PART_OF[KIND_OF[need]] for need in needs - whole if KIND_OF[need] in PART_OF}
+    busy |= {"vae"} if needs_vae(config) else set()
     without = tuple(part for part in PART_OF.values() if part not in busy)
     absent = f"not in memory: {', '.join(without)}" if without else "VAE and text encoder in memory"
     if features is None:
         return Coverage(without, f"features: none cached; {absent}")
     features.required = frozenset(need for need in whole if PART_OF.get(KIND_OF[need]) in without)
     said = [f"{SAID[need]} {have} of {wanted}" for need, (have, wanted) in counts.items()]
-    if "latents" in needs and clip_of(config).starts is None:
+    if ("vision", None) in features.stores:
+        said.append(f"what the MLLM sees in {features.stores['vision', None].index.num_rows} pictures")
+    if "latents" in needs and clips_of(config)[0].starts is None:
         said.append("clips start anywhere, so no latents (set data.clip.starts)")
     if needs - whole:
         said.append(f"what is missing is made on the fly; complete it with: {features.again}")
     return Coverage(without, f"features {config.data.features}: cached {', '.join(said)}; {absent}")
 
 
-def used_rows(stream: Stream) -> pa.Table:
-    """The rows of the index that a stream reads."""
-    rows = np.unique(stream.sequences[stream.plan.bucket >= 0])
+def _counted(features: Features, stream: Stream) -> dict[str, tuple[int, int]]:
+    """Entries that are there, and that there could be, by need: each shot at the size it is drawn in."""
+    have: Counter[str] = Counter()
+    wanted: Counter[str] = Counter()
+    for clip in stream.clips:
+        rows = used_rows(stream, clip)
+        for need, (some, all_of_them) in features.coverage(rows, clip).items() if rows.num_rows else ():
+            have[need] += some
+            wanted[need] += all_of_them
+    return {need: (have[need], wanted[need]) for need in sorted(wanted)}
+
+
+def used_rows(stream: Stream, clip: ClipSpec) -> pa.Table:
+    """The rows of the index that a stream reads as clips of this size."""
+    of_it = [number for number, one in enumerate(stream.buckets) if one.clip == clip]
+    rows = np.unique(stream.sequences[np.isin(stream.plan.bucket, of_it)])
     return stream.index.take(pa.array(rows[rows >= 0]))
 
 
@@ -149,7 +175,7 @@ def other_dataset(features: Features, stream: Stream) -> str:
     return f"{next(iter(features.stores.values())).directory}: has none of this dataset's shots. Make it: {features.again}"
 
 
-def command(stage: Stage, config: Config, data: Path, parent: Path | None) -> str:
+def command(stage: Stage, config: Config, data: str | Path, parent: Path | None) -> str:
     """The command that makes or completes what a stage needs."""
     parts = ["accelerate", "launch", "recipes/cache_features.py", "--stage", stage.name, "--data", str(data)]
     parts += ["--preset", config.preset] if parent is None else ["--from", str(parent)]
@@ -163,7 +189,7 @@ def command(stage: Stage, config: Config, data: Path, parent: Path | None) -> st
     return shlex.join(parts)
 
 
-DATA_SETTINGS = ("split", "caption", "video", "character", "prologue_and_epilogue", "rejected")
+DATA_SETTINGS = ("clips", "shots", "split", "caption", "video", "character", "prologue_and_epilogue", "rejected")
 """Settings that decide which shots and captions are cached."""
 
 

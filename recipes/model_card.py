@@ -7,6 +7,7 @@ YAML library.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import yaml
 
 from animeshooter_dataset import slug
 from curation.card import cell, hub_licence
-from recipes.record import base_weights, chain, curve, read_films, read_record
+from recipes.record import SAMPLES, STILLS, base_weights, chain, curve, read_films, read_record
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 LISTED_FILMS = 50
@@ -29,11 +30,13 @@ LISTED_LICENCES = 20
 UNKNOWN = "not recorded"
 BARS = "▁▂▃▄▅▆▇█"
 STAGES = {
+    "pretrain_vae": "the VAE from nothing",
     "pretrain": "the video transformer from nothing, under text features",
     "align": "condition alignment, the first of four stages",
     "single_shot": "single shots, the second of four stages",
     "multi_shot": "stories of several shots, the third of four stages",
     "lora": "one film or character, the last of four stages",
+    "cogvideo_lora": "a LoRA on the video transformer alone, the paper's baseline",
 }
 PARTS = {
     "mllm": ("mllm", "reads the reference picture, the captions and the last frames"),
@@ -42,6 +45,8 @@ PARTS = {
     "text_encoder": ("video", "the target of alignment; not needed to generate"),
     "transformer": ("video", "denoises the video"),
     "transformer_lora": ("new", "adapts it to one film or character"),
+    "context": ("new", "the second pathway: tells the video transformer which clean frame is a reference, which a memory"),
+    "context_lora": ("new", "teaches it to read them"),
     "vae": ("video", "pixels to latents and back"),
 }
 """Components: which base they come from, and what they are for."""
@@ -77,6 +82,9 @@ def render_model_card(checkpoint: Path, *, repo_id: str | None = None, datasets:
         subject=card.subject(),
         tiny=record.get("preset") == "tiny",
         parts=card.parts(),
+        samples=card.samples(),
+        stills=STILLS,
+        held_out=card.held_out(),
         columns=[cell(entry["stage"]) for entry in card.chain],
         data=card.table(DATA_ROWS),
         procedure=card.table(PROCEDURE_ROWS),
@@ -125,8 +133,10 @@ class _Card:
     def trained(self) -> dict[str, list[str]]:
         """Stages that trained each component, as far as recorded."""
         from model import STAGES as TRAINS
+        from model.animeshooter_gen import WITH_CONTEXT
 
-        return {part: [entry["stage"] for entry in self.chain if part in TRAINS.get(entry["stage"], ())] for part in PARTS}
+        parts = {stage: (*TRAINS.get(stage, ()), *WITH_CONTEXT.get(stage, ())) for stage in STAGES}
+        return {part: [entry["stage"] for entry in self.chain if part in parts.get(entry["stage"], ())] for part in PARTS}
 
     @property
     def random_parts(self) -> list[str]:
@@ -159,13 +169,33 @@ class _Card:
         return sum(sum(one.values()) for one in counts.values()) if counts else None
 
     def subject(self) -> str | None:
-        """The film or character that a LoRA was trained on, ready for Markdown."""
+        """The film, character or folder of clips that a LoRA was trained on, ready for Markdown."""
+        dataset = self.record.get("dataset") or {}
+        if dataset.get("kind") == "clips":
+            return f"the {dataset['samples']} clips of a folder ({cell(Path(str(dataset['directory'])).name)})"
         data = self.record.get("config", {}).get("data", {})
         video, character = data.get("video"), data.get("character")
         title = next((film["title"] for film in self.films or [] if film["video"] == video and film.get("title")), None)
         film = f"the film {cell(video)}" if title is None else f"the film “{cell(title)}” ({cell(video)})"
         named = [f"the character {cell(character)}"] if character else []
         return " of ".join([*named, film] if video else named) or None
+
+    def held_out(self) -> list[tuple[int, dict[str, Any]]]:
+        """Held-out losses of this stage by step, the first and the last few."""
+        found = [(int(one["step"]), one) for one in self.record.get("held_out") or []]
+        return found if len(found) <= 6 else [found[0], *found[-5:]]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The stories that were generated last during training: folder, captions, characters, step."""
+        steps = sorted((self.folder / SAMPLES).glob("step-*"))
+        found = []
+        for folder in sorted(steps[-1].glob("story-*")) if steps else []:
+            try:
+                told = json.loads((folder / "story.json").read_text(encoding="utf-8"))
+                found.append({**told, "folder": folder.relative_to(self.folder).as_posix(), "captions": list(told["captions"])})
+            except (OSError, ValueError, TypeError, KeyError):
+                continue  # a card can do without
+        return found
 
     # ---- rights ----
 
@@ -289,7 +319,8 @@ def _paper(entry: Mapping[str, Any]) -> str:
     """The scale of the paper's own run of a stage, as our recipe's preset has it."""
     import importlib
 
-    presets = importlib.import_module(f"recipes.{entry['stage']}").PRESETS if entry["stage"] in STAGES else {}
+    home = {"cogvideo_lora": "baselines.cogvideo_lora", "pretrain_vae": "pretrain"}.get(entry["stage"], entry["stage"])
+    presets = importlib.import_module(f"recipes.{home}").PRESETS if entry["stage"] in STAGES else {}
     if "paper" not in presets:
         return "no such stage"
     train = presets["paper"].train

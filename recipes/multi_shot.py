@@ -15,7 +15,8 @@ from __future__ import annotations
 import sys
 
 from animeshooter_streams import StoryStream
-from recipes.config import PAPER_CLIP, TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
+from recipes.config import PAPER_CLIP, SMALL_CLIP, TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
+from recipes.presets import for_backbones
 from recipes.single_shot import loss
 from recipes.trainer import Stage, main
 
@@ -27,11 +28,17 @@ PRESETS = {
         train=TrainConfig(steps=8, global_batch=2, learning_rate=1e-3),
         dropout=DROPOUT,
     ),
+    "small": Config(
+        preset="small",
+        data=DataConfig(clip=SMALL_CLIP, shots=3, caption="narrative"),
+        train=TrainConfig(steps=300, global_batch=8, learning_rate=2e-4, warmup=50),
+        dropout=DROPOUT,
+    ),
     # The learning rate is ours; the paper states none.
     "paper": Config(
         preset="paper",
         data=DataConfig(clip=PAPER_CLIP, shots=3, workers=4),
-        train=TrainConfig(steps=8_000, global_batch=8, learning_rate=5e-5, warmup=200, precision="bf16"),
+        train=TrainConfig(steps=8_000, global_batch=8, learning_rate=5e-5, warmup=200),
         dropout=DROPOUT,
     ),
 }
@@ -40,9 +47,9 @@ STAGE = Stage(
     parents=("single_shot",),
     stream=StoryStream,
     loss=loss,
-    presets=PRESETS,
+    presets=for_backbones(PRESETS),
     about=__doc__,
-    needs=frozenset({"latents", "last"}),
+    needs=frozenset({"latents", "last", "vision"}),
 )
 
 if __name__ == "__main__":

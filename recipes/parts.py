@@ -6,8 +6,10 @@ knows its configuration and its size. Before a checkpoint is written it is put b
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -17,13 +19,19 @@ import torch
 from torch import Tensor
 
 from animeshooter_dataset import DataError
-from recipes.config import Config
+from recipes.config import Config, ModelSource
 
 if TYPE_CHECKING:
-    from model import AnimeShooterGen
+    from model import AnimeShooterGen, ModelConfig
 
 PART_OF = {"latents": "vae", "text": "text_encoder"}
+"""Which kind of features is made by a part of the model that does nothing else, and may stay out of memory."""
+MADE_BY = {**PART_OF, "vision": "mllm"}
 """Which part of the model makes which kind of features."""
+SEES = re.compile(r"(^|[._])(visual|vision|projector|connector|merger|embed_vision|image_newline)", re.IGNORECASE)
+"""Weights of an MLLM that make its features of pictures, by their names in transformers."""
+KNOWN = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "T5EncoderModel", "UMT5EncoderModel")
+"""Classes of VAEs and text encoders that a checkpoint may hold."""
 PROBE = "A Cat, 2 cats: naïve, ÉTÉ — “quoted”\n\t(ﬁ) 猫 🐈."
 """A text in which tokenizers that differ in normalization differ."""
 _SAYS_NOTHING = ("transformers_version", "torch_dtype", "dtype", "architectures")
@@ -38,7 +46,7 @@ def part_hash(kind: str, checkpoint: Path | None, gen: AnimeShooterGen | None = 
     Weights are compared as a set of tensors, by type, shape and bytes: their names differ where some are tied.
 
     Args:
-        kind: latents or text.
+        kind: latents, text or vision.
         checkpoint: folder of a checkpoint whose files are read.
         gen: a model in memory, where there is no checkpoint.
 
@@ -48,18 +56,44 @@ def part_hash(kind: str, checkpoint: Path | None, gen: AnimeShooterGen | None = 
     Raises:
         DataError: the checkpoint lacks the part, or it is damaged.
     """
-    name = PART_OF[kind]
+    from model.backbones import condition_length_of
+
+    name = MADE_BY[kind]
+    if kind == "vision":
+        return _vision_hash(checkpoint, gen)
     if gen is not None:
         config, tensors = _config_of(getattr(gen, name)), iter(getattr(gen, name).state_dict().values())
-        tokenizer, length = gen.text_tokenizer, gen.transformer.config.max_text_seq_length
+        tokenizer, length = gen.text_tokenizer, gen.backbone.condition_length
     else:
         assert checkpoint is not None
         config, tensors = _read_config(checkpoint / name), _weights(checkpoint / name)
-        tokenizer, length = None, _read_config(checkpoint / "transformer").get("max_text_seq_length")
+        tokenizer, length = None, condition_length_of(_read_config(checkpoint / "transformer"))
     told: dict[str, Any] = {"weights": _hash_of(tensors)}
     told["config"] = {key: value for key, value in config.items() if not key.startswith("_") and key not in _SAYS_NOTHING}
     if kind == "text":
         told |= {"tokenizer": _tokenizer_hash(tokenizer, checkpoint), "length": length}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _vision_hash(checkpoint: Path | None, gen: AnimeShooterGen | None) -> str:
+    """Of the weights that see, their configuration, and how the image processor prepares pictures."""
+    if gen is not None:
+        config, processor = _config_of(gen.mllm), gen.image_processor
+        named: Iterable[tuple[str, Tensor]] = gen.mllm.state_dict().items()
+    else:
+        from transformers import AutoImageProcessor
+
+        assert checkpoint is not None
+        config, named = _read_config(checkpoint / "mllm"), _named_weights(checkpoint / "mllm")
+        try:
+            processor = AutoImageProcessor.from_pretrained(checkpoint / "image_processor", trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{checkpoint / 'image_processor'}: not readable ({str(error).splitlines()[0]})") from None
+    weights = _hash_of(tensor for weight, tensor in named if SEES.search(weight) and ".lora_" not in weight)
+    seen = {key: value for key, value in dict(config.get("vision_config", {})).items() if not key.startswith("_")}
+    seen = {key: value for key, value in seen.items() if key not in _SAYS_NOTHING}
+    prepared = {key: value for key, value in processor.to_dict().items() if value is not None and not key.startswith("_")}
+    told = {"weights": weights, "config": seen, "prepared": {key: str(value) for key, value in prepared.items()}}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -69,10 +103,16 @@ def _hash_of(tensors: Iterable[Tensor]) -> str:
         digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         hashes.add(digest.hexdigest())
+    if not hashes:
+        raise DataError("a part of the model that features are cached of has no weights; the checkpoint is incomplete")
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _weights(folder: Path) -> Iterable[Tensor]:
+    return (tensor for _, tensor in _named_weights(folder))
+
+
+def _named_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -81,7 +121,7 @@ def _weights(folder: Path) -> Iterable[Tensor]:
     try:
         for file in files:
             with safe_open(file, framework="pt") as weights:
-                yield from (weights.get_tensor(name) for name in weights.keys())  # noqa: SIM118 (not a dict)
+                yield from ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{folder}: not readable ({error}); save or download the checkpoint again") from None
 
@@ -130,22 +170,33 @@ def load_gen(config: Config, checkpoint: Path | None, without: Collection[str] =
         without: parts to leave out, of "vae" and "text_encoder".
 
     Raises:
+        DataError: weights of other parts are named beside a checkpoint.
         ValueError: the checkpoint is damaged.
     """
     from model import AnimeShooterGen, AnimeShooterPipeline
 
     if checkpoint is None:
-        gen = AnimeShooterGen.from_preset(config.preset, seed=config.train.seed, dtype=frozen_dtype(config))
-        settings = {name: _config_of(getattr(gen, name)) for name in without}
+        gen = AnimeShooterGen.from_preset(model_config(config), seed=config.train.seed, dtype=frozen_dtype(config))
+        settings = {name: (type(getattr(gen, name)), _config_of(getattr(gen, name))) for name in without}
     else:
+        if config.model != ModelSource():
+            told = " and ".join(f"model.{name}" for name, value in dataclasses.asdict(config.model).items() if value)
+            raise DataError(f"{told}: {checkpoint} has its own weights; set it only where a chain of stages begins")
         absent: dict[str, Any] = dict.fromkeys(without)
         pipeline = AnimeShooterPipeline.from_pretrained(checkpoint, **absent)
-        ranks = {name: pipeline.config[name] for name in ("mllm_lora_rank", "transformer_lora_rank")}
-        gen = AnimeShooterGen(pipeline.components, **ranks)
-        settings = {name: _read_config(checkpoint / name) for name in without if (checkpoint / name).is_dir()}
-    for name, setting in settings.items():
-        _set(gen, name, _laid_out(name, setting))
+        gen = AnimeShooterGen.from_pipeline(pipeline)
+        there = [name for name in without if (checkpoint / name).is_dir()]
+        settings = {name: (_class_in(checkpoint / name), _read_config(checkpoint / name)) for name in there}
+    for name, (kind, setting) in settings.items():
+        _set(gen, name, _laid_out(kind, setting))
     return gen
+
+
+def model_config(config: Config) -> ModelConfig:
+    """Sizes and sources of the model's parts: the preset's, with the weights that ``model.mllm`` and ``model.video`` name."""
+    from model.config import preset, with_sources
+
+    return with_sources(preset(config.preset), config.model.mllm, config.model.video)
 
 
 def frozen_dtype(config: Config) -> torch.dtype | None:
@@ -172,7 +223,7 @@ def make_whole(gen: AnimeShooterGen, config: Config, checkpoint: Path | None) ->
     for name in absent:
         weights = {str(tensor.dtype): tensor.dtype for tensor in _weights(checkpoint / name) if tensor.is_floating_point()}
         dtype = next(iter(weights.values())) if len(weights) == 1 else None
-        part = _class_of(name).from_pretrained(checkpoint / name, use_safetensors=True, dtype=dtype)
+        part = _class_in(checkpoint / name).from_pretrained(checkpoint / name, use_safetensors=True, dtype=dtype)
         part.requires_grad_(False)
         _set(gen, name, part.eval(), register=True)
 
@@ -187,19 +238,21 @@ def is_laid_out(module: Any) -> bool:
     return module is not None and module.device.type == "meta"
 
 
-def _class_of(name: str) -> Any:
-    from diffusers import AutoencoderKLCogVideoX
-    from transformers import T5EncoderModel
+def _class_in(folder: Path) -> Any:
+    """The class of the VAE or text encoder in a folder of a checkpoint."""
+    import diffusers
+    import transformers
 
-    return {"vae": AutoencoderKLCogVideoX, "text_encoder": T5EncoderModel}[name]
+    config = _read_config(folder)
+    named = {"vae": config.get("_class_name"), "text_encoder": next(iter(config.get("architectures") or ()), None)}[folder.name]
+    if named not in KNOWN:
+        raise DataError(f"{folder}: its config.json names {named}, none of {', '.join(KNOWN)}; save the checkpoint again")
+    return getattr(diffusers if folder.name == "vae" else transformers, named)
 
 
-def _laid_out(name: str, settings: dict[str, Any]) -> Any:
-    from transformers import T5Config
-
-    kind = _class_of(name)
+def _laid_out(kind: Any, settings: dict[str, Any]) -> Any:
     with torch.device("meta"):
-        part = kind.from_config(settings) if name == "vae" else kind(T5Config(**settings))
+        part = kind.from_config(settings) if hasattr(kind, "load_config") else kind(kind.config_class(**settings))
     return part.requires_grad_(False).eval()
 
 

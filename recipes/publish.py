@@ -21,10 +21,12 @@ from curation.lines import one_line
 from curation.optout import OptOut
 from curation.publish import Published, may_pass_on, publish_dataset
 from curation.reload import Amount
-from recipes.record import RECORD_VERSION, chain, public, read_films, read_record
+from recipes.record import RECORD_VERSION, SAMPLES, chain, public, read_films, read_record
 
 KINDS = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model")
 """Endings of files that are published: weights without code, settings, tokenizers (``.model`` is sentencepiece's)."""
+MEDIA = (".mp4", ".jpg", ".png")
+"""Endings that are published of sample stories besides."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 TEXTS = ("README", "LICENSE", "LICENCE", "NOTICE")
 """Names without their ending of further files that may lie in the checkpoint's own folder."""
@@ -201,6 +203,8 @@ def files_of(checkpoint: Path) -> list[str]:
             raise DataError(
                 f"{checkpoint / name}: may hold a pickle, which runs code when it is loaded; save the part as safetensors"
             )
+        if name.startswith(f"{SAMPLES}/") and ending in MEDIA:
+            continue
         if ending not in KINDS and not ("/" not in name and Path(name).stem.upper() in TEXTS and ending in ("", ".md", ".txt")):
             raise DataError(f"{checkpoint / name}: is nothing a checkpoint is made of; move it out of the folder")
         if ending == ".safetensors":

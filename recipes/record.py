@@ -22,24 +22,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
-from animeshooter_dataset import DataError, read_manifest, read_rights, read_samples, shards, splits
+from animeshooter_dataset import DataError, RightsRecord, ShotRecord, first_problem, parse, read_rights
+from streams.store import Store, store_manifest
 
 if TYPE_CHECKING:
-    from animeshooter_streams import DrawnStream, ShotStream, StoryStream
+    from model import ModelConfig
+    from recipes.stage import Stream
 
 RECORD_VERSION = "1.1"
 """Of ``training.json``; earlier ones carry no number."""
+AT_ONCE = 256
+"""Records of shots that are asked for at a time."""
 SMOOTHING = 0.9
 """Weight of the past in the smoothed loss, an exponential moving average corrected for its start."""
 CURVE_POINTS = 10
 """Most points of the loss curve that a record keeps of an earlier stage."""
 LICENCES = {"Qwen/Qwen3-VL-8B-Instruct": "apache-2.0", "zai-org/CogVideoX-2b": "apache-2.0"}
 """Licences of the base models of our presets, as their own model cards state them."""
+SAMPLES = "sample_stories"
+"""The folder of stories generated during training, and the field of the log that names their films, relative to the log."""
+STILLS = "stills.jpg"
+"""Beside each of these films: first, middle and last frame of each shot, a row a shot."""
 LIBRARIES = ("torch", "accelerate", "diffusers", "transformers", "peft", "datasets", "animeshooter")
 
 
@@ -158,14 +167,14 @@ def parameters_of(gen: Any) -> dict[str, dict[str, int]]:
     }
 
 
-def base_weights(preset: str, *, revisions: bool = True) -> dict[str, dict[str, Any] | None]:
-    """What each part of a preset's model starts from: name, revision and licence; None for random weights.
+def base_weights(preset: str | ModelConfig, *, revisions: bool = True) -> dict[str, dict[str, Any] | None]:
+    """What each part of a model starts from, by its preset or configuration: name, revision, licence; None for random weights.
 
     Without ``revisions`` they are None: what is in the cache now need not be what a run of another day started from.
     """
     from model import preset as described
 
-    config = described(preset)
+    config = described(preset) if isinstance(preset, str) else preset
     sources = {"mllm": config.mllm.pretrained, "video": config.video.pretrained, "adapter": None}
     return {part: None if source is None else _base(source, revisions) for part, source in sources.items()}
 
@@ -196,19 +205,23 @@ class Data:
     films: list[dict[str, Any]]
 
 
-def data_of(stream: ShotStream | StoryStream | DrawnStream, stage: str, steps: int, parent: Path | None) -> Data:
+def data_of(stream: Stream, stage: str, steps: int, parent: Path | None) -> Data:
     """What ``steps`` steps from the stream's beginning read, to be asked before them: the rights of that day count.
 
     Raises:
         DataError: the dataset's ledger, or the list of films of the parent, is damaged.
     """
+    from recipes.plain_clips import PlainClips
+
+    if isinstance(stream, PlainClips):
+        told, films = stream.record_data(stage, steps)
+        return Data(told, merged_films(parent, films))
     rows = stream.rows_read(steps)
     table = stream.index.select(["video", "licence"]).take(rows)
     shots = {entry["values"]: entry["counts"] for entry in pc.value_counts(table["video"].combine_chunks()).to_pylist()}
     licences = dict(zip(table["video"].to_pylist(), table["licence"].to_pylist()))
-    directory = stream.directory
-    ledger = {line.video: line for line in read_rights(directory)} if (directory / "rights.jsonl").is_file() else {}
-    words, annotators = _annotations(directory, set(shots))
+    ledger = {line.video: line for line in _rights(stream.store)}
+    words, annotators = _annotations(stream, rows)
     films = []
     for video in sorted(shots):
         right = ledger.get(video)
@@ -216,9 +229,9 @@ def data_of(stream: ShotStream | StoryStream | DrawnStream, stage: str, steps: i
         licence = licences[video] or getattr(right, "licence", None)
         about = {"video": video, "licence": licence, **known, "annotation_licences": sorted(words.get(video, ()))}
         films.append({**about, "stages": {stage: shots[video]}})
-    manifest = read_manifest(directory)
+    manifest = store_manifest(stream.store)
     told = {
-        "directory": directory.resolve().name,
+        "directory": name_of(stream.store),
         "schema_version": manifest["schema_version"],
         "release": (manifest.get("release") or {}).get("name"),
         "contact": manifest.get("contact"),
@@ -239,17 +252,44 @@ def _counted(names: Any) -> dict[str, int]:
     return dict(sorted(Counter(name or "not stated" for name in names).items()))
 
 
-def _annotations(directory: Path, videos: set[str]) -> tuple[dict[str, set[str]], Counter[str]]:
-    """Licences of the words by video, and stories by who wrote their captions; from the stories' scripts."""
+def name_of(store: Store) -> str:
+    """How a record names a dataset: the folder's name, or the address without password and key."""
+    return store.name if store.local is None else store.local.resolve().name
+
+
+def _rights(store: Store) -> list[RightsRecord]:
+    """The lines of the dataset's ledger; none where it has no ledger."""
+    if store.local is not None:
+        return read_rights(store.local) if (store.local / "rights.jsonl").is_file() else []
+    if "rights.jsonl" not in store.files():
+        return []
+    try:
+        return [RightsRecord.model_validate_json(line) for line in store.read("rights.jsonl").splitlines()]
+    except ValidationError as error:
+        raise DataError(f"{store.name}/rights.jsonl: {first_problem(error)}; build the dataset again") from None
+
+
+def _annotations(stream: Stream, rows: np.ndarray) -> tuple[dict[str, set[str]], Counter[str]]:
+    """Licences of the words by video, and stories by who wrote their captions, of all stories of which a shot is read.
+
+    The record of one shot a story says both: over the network that is one small range a story.
+    """
     licences: dict[str, set[str]] = {}
     annotators: Counter[str] = Counter()
-    tars = [tar for split in splits(directory, "stories") for tar in shards(directory, "stories", split)]
-    for story in (json.loads(members["json"]) for tar in tars for _, members in read_samples(tar, ("json",))):
-        if story["video"] in videos:
-            kind, model = story["annotator"]["kind"], story["annotator"]["model"]
-            annotators[f"{kind}: {model}" if model else kind] += 1
-            if story.get("annotation_licence"):
-                licences.setdefault(story["video"], set()).add(story["annotation_licence"])
+    columns = ["key", "story", "shard", "json_offset", "json_size"]
+    table = stream.index.select(columns).take(rows)
+    _, first = np.unique(table["story"].combine_chunks().indices.to_numpy(), return_index=True)
+    places = [
+        (f"shots/{Path(row['shard']).name}", row["json_offset"], row["json_size"]) for row in table.take(first).to_pylist()
+    ]
+    for begin in range(0, len(places), AT_ONCE):
+        some = places[begin : begin + AT_ONCE]
+        stream.store.prefetch(some)
+        for place in some:
+            shot = cast(ShotRecord, parse("shots", stream.store.range(*place), f"{stream.store.name}/{place[0]}"))
+            annotators[f"{shot.annotator.kind}: {shot.annotator.model}" if shot.annotator.model else shot.annotator.kind] += 1
+            if shot.annotation_licence:
+                licences.setdefault(shot.video, set()).add(shot.annotation_licence)
     return licences, annotators
 
 
@@ -321,6 +361,7 @@ def run_record(
     optimizer: Mapping[str, Any],
     parameters: Mapping[str, Any],
     starts: list[dict[str, int]],
+    held_out: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that ``training.json`` says.
 
@@ -335,14 +376,17 @@ def run_record(
         optimizer: name and settings of the optimizer, and the schedule in words.
         parameters: see :func:`parameters_of`.
         starts: each time the run was started: after which step, on how many processes.
+        held_out: see :func:`held_out_of`.
     """
+    from recipes.parts import model_config
+
     history = history_of(parent)
     return {
         "record": RECORD_VERSION,
         "stage": stage,
         "parent": None if parent is None else parent_of(parent),
         "preset": config.preset,
-        "base": base_weights(config.preset) if parent is None else history[-1].get("base"),
+        "base": base_weights(model_config(config)) if parent is None else history[-1].get("base"),
         "config": dataclasses.asdict(config),
         "dataset": data.told,
         "optimizer": dict(optimizer),
@@ -359,5 +403,18 @@ def run_record(
         },
         "versions": versions(),
         "losses": losses,
+        **({"held_out": held_out} if held_out else {}),
         "history": history,
     }
+
+
+def held_out_of(log: Path) -> list[dict[str, Any]]:
+    """The held-out losses of a run by its log, each with the ``step`` after which it was measured."""
+    found = []
+    with open(log, encoding="utf-8") as lines:
+        for text in lines:
+            if '"held_out' in text:
+                line = json.loads(text)
+                named = (("held_out_before", line["step"]), ("held_out", line["step"] + 1))
+                found += [{"step": step, **line[name]} for name, step in named if name in line]
+    return found

@@ -12,31 +12,32 @@ import torch
 
 from animeshooter_dataset import DataError
 from recipes.config import Config
-from recipes.features import coverage_of, open_features
+from recipes.data import LEDGER, open_stream
+from recipes.ema import Ema
+from recipes.features import Coverage, Features, coverage_of, open_features
 from recipes.record import Data, data_of, parameters_of
-from recipes.saving import (
-    Snapshot,
-    WorkFolder,
-    changes,
-    identity,
-    load_optimizer,
-    load_weights,
-    optimizer_tensors,
-    trainable,
-)
-from recipes.stage import Stage, StageModule, Stream, load_model, open_stream
+from recipes.saving import Snapshot, WorkFolder, changes, identity, load_weights, trainable
+from recipes.schedules import make_optimizer, schedule_words
+from recipes.sharding import Layout, layout_of
+from recipes.stage import Stage, StageModule, Stream, load_model
+from recipes.stating import statement
 from recipes.together import agree, attempt, from_main, gathered, tensors_from_main, together
 
 
 @dataclass
 class Run:
-    """A run on one process: what it works with and how far it is. ``folder`` and ``data`` are the main process's."""
+    """A run on one process: what it works with and how far it is. ``folder`` and ``data`` are the main process's.
+
+    ``left_out`` counts the last steps in a row that were left out, see :class:`recipes.stepping.Guard`.
+    """
 
     stage: Stage
     config: Config
     out: Path
     parent: Path | None
+    source: str | Path
     accelerator: Any
+    layout: Layout
     stream: Stream
     module: StageModule
     optimizer: Any
@@ -45,9 +46,10 @@ class Run:
     data: Data | None
     features: str
     model: Any = None
+    ema: Ema | None = None
     folder: WorkFolder | None = None
     step: int = 0
-    saved: int = 0
+    left_out: int = 0
     losses: list[float] = field(default_factory=list)
     starts: list[dict[str, int]] = field(default_factory=list)
     before: float = 0.0
@@ -59,12 +61,9 @@ class Run:
         return bool(self.accelerator.is_main_process)
 
     @property
-    def keeps_snapshots(self) -> bool:
-        """Whether each process has all of weights and optimizer; where they are sharded, nobody could write them alone."""
-        from accelerate.utils import DistributedType
-
-        sharded = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
-        return self.accelerator.distributed_type not in sharded
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+        return trainable(self.module.gen)
 
     def seconds(self) -> float:
         """Seconds of training, over all starts."""
@@ -76,13 +75,19 @@ class Run:
             print(text, flush=True)
 
     def rest(self) -> str:
-        """What becomes of a run that ends before its last step, for the user."""
-        rest = f"goes on after step {self.saved}" if self.saved else "starts anew, for nothing was saved yet"
+        """What becomes of a run that ends before its last step, for the user; waits for a snapshot that is being written."""
+        rest = "goes on from its newest snapshot"
+        if self.folder is not None:
+            self.folder.settle()
+            saved = self.folder.saved
+            rest = f"goes on after step {saved}" if saved else "starts anew, for nothing was saved yet"
         return f"Of {self.config.train.steps} steps {self.step} are done; the same command {rest}"
 
 
-def set_up(accelerator: Any, stage: Stage, config: Config, data: Path, out: Path, parent: Path | None) -> Run:
+def set_up(accelerator: Any, stage: Stage, config: Config, data: str | Path, out: Path, parent: Path | None) -> Run:
     """Stream, model and optimizer; nothing is written."""
+    from recipes.samples import needed_parts
+
     train, main_process = config.train, accelerator.is_main_process
     if main_process and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already; remove it or choose another --out")
@@ -90,14 +95,15 @@ def set_up(accelerator: Any, stage: Stage, config: Config, data: Path, out: Path
         if not main_process:
             warnings.simplefilter("ignore")
         features = open_features(stage, config, data, parent, accelerator.mixed_precision)
-        stream = open_stream(stage, config, data, features)
+        stream = open_stream(stage, config, data, features, ledger=work_folder(out) / LEDGER)
         coverage = coverage_of(stage, config, features, stream)
     stream.check(accelerator.num_processes, train.accumulate)
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:  # it reads the batch size from a data loader, which the streams do without
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = stream.share(accelerator.num_processes, train.accumulate)
-    gen = load_model(stage, config, parent, coverage.without)
-    optimizer = torch.optim.AdamW(gen.trainable_parameters(stage.name), lr=train.learning_rate, weight_decay=train.weight_decay)
+    layout = layout_of(accelerator)
+    layout.configure(train, stream.share(accelerator.num_processes, train.accumulate))
+    check_spread(layout, stage, features, coverage)
+    without = [part for part in coverage.without if part not in needed_parts(stage.name, config)]
+    gen = load_model(stage, config, parent, without)
+    optimizer = make_optimizer(gen.trainable_parameters(stage.name), train)
     described = _describe(optimizer, config)
     belongs = identity(stage.name, config, gen, described, parent) if main_process else {}
     if main_process:
@@ -107,7 +113,9 @@ def set_up(accelerator: Any, stage: Stage, config: Config, data: Path, out: Path
         config=config,
         out=out,
         parent=parent,
+        source=data,
         accelerator=accelerator,
+        layout=layout,
         stream=stream,
         module=StageModule(gen, stage, config),
         optimizer=optimizer,
@@ -118,62 +126,88 @@ def set_up(accelerator: Any, stage: Stage, config: Config, data: Path, out: Path
     )
 
 
-def take_up(this: Run, fresh: bool) -> None:
-    """Open the run's folder, go on from its newest snapshot if there is one, and wrap model and optimizer for training."""
+def check_spread(layout: Layout, stage: Stage, features: Features | None, coverage: Coverage) -> None:
+    """Whether all processes will run the text encoder alike, where each has a part of it only.
+
+    Raises:
+        DataError: some captions are cached and some are not: who has all of a batch would leave the others waiting.
+    """
+    if features is None or not layout.spreads_frozen or "text" not in stage.needs or "text_encoder" in coverage.without:
+        return
+    if any(kind == "text" for kind, _ in features.stores):
+        raise DataError(
+            f"data.features: only some captions are cached, and under {layout.name} the text encoder is spread over the "
+            f"processes, which must run it together; complete the cache with: {features.again}"
+        )
+
+
+def work_folder(out: Path) -> Path:
+    """Where a run works until its checkpoint is whole."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def take_up(this: Run, resume: str) -> None:
+    """Open the run's folder, go on from a snapshot if there is one, and wrap model and optimizer for training.
+
+    Args:
+        this: the run, as :func:`set_up` made it.
+        resume: "auto" goes on from the newest whole snapshot, "never" starts anew; else the path of a snapshot, or of the
+            folder of a run.
+    """
     accelerator, world = this.accelerator, this.accelerator.num_processes
     states = [one["stream"] for one in gathered({"stream": this.stream.state_dict()})]
     other = next((rank for rank, state in enumerate(states) if state != states[0]), None)
     agree(
         None if other is None or not this.main else f"process {other} reads another dataset than process 0; give all the same"
     )
-    this.say(f"{this.stage.name}: {world} process{'es' if world > 1 else ''} on {accelerator.device.type}")
+    how = f" ({this.layout.name})" if world > 1 else ""
+    this.say(f"{this.stage.name}: {world} process{'es' if world > 1 else ''} on {accelerator.device.type}{how}")
     this.say(this.stream.describe())
+    this.say(statement(this.stage, this.config, this.module.gen, this.parent))
     this.say(this.features)
-    snapshot = together(lambda: _open_folder(this, fresh) if this.main else None)
+    snapshot = together(lambda: _open_folder(this, resume) if this.main else None)
     told = (
         None
         if snapshot is None
-        else {name: getattr(snapshot, name) for name in ("step", "stream", "seconds", "starts", "scaler")}
+        else {name: getattr(snapshot, name) for name in ("step", "left_out", "stream", "seconds", "starts", "scaler")}
     )
     told = from_main(told)
     if told is not None:
         together(lambda: this.stream.load_state_dict(told["stream"]))
         together(lambda: _restore(this, snapshot) if snapshot is not None and this.folder is not None else None)
-        this.step = this.saved = told["step"]
+        this.step, this.left_out = told["step"], told["left_out"]
         this.before, this.starts = told["seconds"], told["starts"]
-    parameters = trainable(this.module.gen)
-    this.model, this.optimizer = accelerator.prepare(this.module, this.optimizer)  # DDP hands on the main process's weights
+    this.model, this.optimizer = this.layout.wrap(this.module, this.optimizer)  # hands on the main process's weights
+    if this.config.train.ema is not None:
+        this.ema = Ema(this.parameters, this.config.train.ema, this.layout)
     if told is not None:
-        tensors = tensors_from_main(None if snapshot is None else snapshot.optimizer, accelerator.device)
-        load_optimizer(this.optimizer.optimizer, parameters, tensors)
-        if told["scaler"] is not None and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(told["scaler"])
+        _load(this, snapshot, told["scaler"])
     this.starts = [*this.starts, {"step": this.step, "processes": world}]
     this.model.train()
     this.began = time.perf_counter()
 
 
-def _open_folder(this: Run, fresh: bool) -> Snapshot | None:
+def _open_folder(this: Run, resume: str) -> Snapshot | None:
     """Take hold of ``<out>.partial``; returns the snapshot to go on from, which belongs to this run."""
-    folder = this.folder = WorkFolder(this.out.with_name(f"{this.out.name}.partial"), this.config.train.keep)
-    snapshot = None if fresh else folder.latest(this.say)
+    folder = this.folder = WorkFolder(work_folder(this.out), this.config.train.keep)
+    if resume == "auto":
+        snapshot = folder.latest(this.say)
+    else:
+        snapshot = None if resume == "never" else folder.chosen(Path(resume), this.say)
     if snapshot is None:
         folder.clear()
-        if not this.keeps_snapshots:
-            kind = this.accelerator.distributed_type.value
-            this.say(f"{this.stage.name}: no snapshots are written under {kind}; a run that is interrupted starts anew")
         return None
+    where = folder.path if resume == "auto" else Path(resume)
     differ = changes(snapshot.belongs, this.belongs)
     if differ:
         raise DataError(
-            f"{folder.path}: holds a run that cannot go on: {'; '.join(differ)}. "
-            "Give what it was, choose another --out, or start anew with --fresh"
+            f"{where}: holds a run that cannot go on: {'; '.join(differ)}. "
+            "Give what it was, choose another --out, or start anew with --resume never"
         )
     if snapshot.step > this.config.train.steps:
-        raise DataError(f"{folder.path}: has done {snapshot.step} steps, more than train.steps={this.config.train.steps}")
-    if not this.keeps_snapshots:
-        kind = this.accelerator.distributed_type.value
-        raise DataError(f"{folder.path}: a run under {kind} cannot go on from snapshots; use DDP, or start anew with --fresh")
+        raise DataError(f"{where}: has done {snapshot.step} steps, more than train.steps={this.config.train.steps}")
+    if resume != "auto":
+        folder.adopt(Path(resume), snapshot)
     return snapshot
 
 
@@ -183,16 +217,44 @@ def _restore(this: Run, snapshot: Snapshot) -> None:
     this.folder.cut_log(snapshot)
     load_weights(this.module.gen, snapshot.weights)
     this.losses = snapshot.losses
-    this.say(f"{this.stage.name}: goes on after step {snapshot.step} of {this.config.train.steps}; --fresh would start anew")
+    steps = f"step {snapshot.step} of {this.config.train.steps}"
+    this.say(f"{this.stage.name}: goes on after {steps}; --resume never would start anew")
 
 
-def write_snapshot(this: Run, stream: dict[str, Any]) -> str | None:
-    """Write a snapshot on the main process, all being after the same step; returns the problem, if any."""
-    if not this.keeps_snapshots or not this.step:
+def _load(this: Run, snapshot: Snapshot | None, scaler: dict[str, Any] | None) -> None:
+    """Give each process its part of the optimizer's state and of the averages, one tensor at a time."""
+    device, parameters = this.accelerator.device, this.parameters
+    this.layout.load_optimizer(parameters, tensors_from_main(None if snapshot is None else snapshot.optimizer, device))
+    for name, whole in tensors_from_main(None if snapshot is None else snapshot.ema, device):
+        if this.ema is not None:
+            this.ema.put(name, whole)
+    if scaler is not None:
+        this.layout.load_scaler(scaler)
+
+
+def write_snapshot(this: Run, stream: dict[str, Any], *, wait: bool = False) -> str | None:
+    """Save the state after the step that all are at; every process must call it.
+
+    The tensors are copied now. With ``train.async_save`` they are written beside the next steps: what goes wrong there,
+    :func:`save_problem` tells from the next step on.
+
+    Args:
+        this: the run.
+        stream: the state of its stream.
+        wait: be done only when it is written.
+
+    Returns:
+        The problem met, if any, on the main process.
+    """
+    if not this.step:
         return None
+    if this.folder is not None:
+        this.folder.settle()  # never two in memory; what went wrong with the one before, `write` says
+    parameters, layout = this.parameters, this.layout
+    weights, optimizer = layout.weights(parameters), layout.optimizer_state(parameters)
+    averages = {} if this.ema is None else this.ema.tensors()
     problem = None
     if this.folder is not None:
-        parameters, scaler = trainable(this.module.gen), this.accelerator.scaler
         snapshot = Snapshot(
             step=this.step,
             stream=stream,
@@ -200,18 +262,25 @@ def write_snapshot(this: Run, stream: dict[str, Any]) -> str | None:
             log_bytes=0,
             seconds=this.seconds(),
             starts=this.starts,
-            scaler=None if scaler is None else scaler.state_dict(),
-            losses=this.losses,
-            weights={name: parameter.detach() for name, parameter in parameters.items()},
-            optimizer=optimizer_tensors(this.optimizer.optimizer, parameters),
+            scaler=layout.scaler(),
+            losses=list(this.losses),
+            weights=weights,
+            optimizer=optimizer,
+            ema=averages,
+            left_out=this.left_out,
         )
-        problem = attempt(lambda: this.folder.write(snapshot))[1]  # type: ignore[union-attr]
-    this.saved = this.saved if problem else this.step
+        behind = this.config.train.async_save and not wait
+        problem = attempt(lambda: this.folder.write(snapshot, behind=behind))[1]  # type: ignore[union-attr]
     return problem
+
+
+def save_problem(this: Run) -> str | None:
+    """What went wrong with the snapshot that was written beside the steps, if it is done; only the main process knows."""
+    return None if this.folder is None else this.folder.problem()
 
 
 def _describe(optimizer: torch.optim.Optimizer, config: Config) -> dict[str, Any]:
     """The optimizer and its schedule, for the record."""
     settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
-    warmup = f"linear over {config.train.warmup} steps, then constant" if config.train.warmup else "constant"
-    return {"name": type(optimizer).__name__, **settings, "schedule": warmup, "clip_norm": config.train.clip_norm}
+    schedule = schedule_words(config.train)
+    return {"name": type(optimizer).__name__, **settings, "schedule": schedule, "clip_norm": config.train.clip_norm}

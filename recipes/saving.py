@@ -7,21 +7,26 @@
     snapshots/step-NNNNNN/      after so many steps
         weights.safetensors     what is trained; the frozen parts come from the parent checkpoint
         optimizer.safetensors   ``<state>/<parameter>``
+        ema.safetensors         averages of what is trained, where they are kept
         losses.safetensors      of every step so far
         state.json              where the stream stands, the settings, what it was started from, sizes and hashes of the files
 
 A snapshot is written beside its place, flushed to the disk and renamed: what bears the name is whole. Nothing in it is
-pickled. With the same settings, a run that goes on from a snapshot does what it would have done without the interruption,
-because every draw depends on seed, step and sample alone.
+pickled. Its tensors are whole, by name, however the run's processes share them out (:mod:`recipes.sharding`), so that a run
+can go on in another layout and on other processes. It is written by a thread, beside the steps that follow. With the same
+settings, a run that goes on from a snapshot does what it would have done without the interruption, because every draw depends
+on seed, step and sample alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,13 +42,16 @@ from recipes.config import Config, settings
 if TYPE_CHECKING:
     from model import AnimeShooterGen
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 """Of ``state.json``. To be raised when a run could not go on from older ones as if nothing had been."""
 MAY_CHANGE = frozenset(
-    ("train.steps", "train.save_every", "train.keep", "train.patience", "train.accumulate", "data.workers", "data.features")
+    """data.bad_samples data.cache data.cache_gb data.features data.verify data.workers train.accumulate train.async_save
+    train.checkpointing train.keep train.patience train.processes train.save_every train.skip_nonfinite train.steps""".split()
 )
-"""Settings that do not decide what a step computes."""
-OURS = re.compile(r"lock|log\.jsonl|snapshots|checkpoint|\.checkpoint\.\d+\.(partial|old)")
+"""Settings that do not decide what a step computes; ``train.steps`` does where the learning rate falls until the last one."""
+BESIDE = ("held_out.", "samples.", "track.")
+"""What settings that only watch a run begin with."""
+OURS = re.compile(r"lock|log\.jsonl|sample_stories|bad_samples\.jsonl|snapshots|checkpoint|\.checkpoint\.\d+\.(partial|old)")
 """What a run leaves in its folder."""
 _STEP = re.compile(r"step-(\d{6,})")
 _SAMPLED = 64
@@ -64,6 +72,8 @@ class Snapshot:
         scaler: of mixed precision in fp16, else None.
         losses: of each step.
         weights, optimizer: tensors by parameter, and by ``<state>/<parameter>``.
+        ema: averages by parameter; empty where none are kept.
+        left_out: how many of the last steps in a row were left out.
     """
 
     step: int
@@ -76,6 +86,8 @@ class Snapshot:
     losses: list[float] = field(repr=False)
     weights: dict[str, Tensor] = field(repr=False)
     optimizer: dict[str, Tensor] = field(repr=False)
+    ema: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    left_out: int = 0
 
 
 # ---- what a run is ----
@@ -120,7 +132,9 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     differ = [f"{name} was {was[name]}, is {now[name]}" for name in ("stage",) if was[name] != now[name]]
     for part in ("settings", "optimizer"):
         before, after = was[part], json.loads(json.dumps(now[part]))
-        names = [name for name in {**before, **after} if name not in MAY_CHANGE and before.get(name) != after.get(name)]
+        may = MAY_CHANGE if after.get("train.schedule", "constant") == "constant" else MAY_CHANGE - {"train.steps"}
+        decide = [name for name in {**before, **after} if name not in may and not name.startswith(BESIDE)]
+        names = [name for name in decide if before.get(name) != after.get(name)]
         differ += [f"{name} was {before.get(name)}, is {after.get(name)}" for name in names]
     if was["parent"] != now["parent"]:
         differ.append("the checkpoint it started from is another")
@@ -137,28 +151,7 @@ def _unlike(was: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> list[
     return sorted(name for name in {**was, **now} if was.get(name) != now.get(name))
 
 
-# ---- tensors in and out of a run ----
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimizer's state by ``<state>/<parameter>``; empty before the first step."""
-    return {
-        f"{kind}/{name}": torch.as_tensor(value)
-        for name, parameter in parameters.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer what :func:`optimizer_tensors` took, on whichever device its parameters are."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        states.setdefault(name, {})[kind] = tensor
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {place: states[name] for place, name in enumerate(order) if name in states}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+# ---- weights into a run ----
 
 
 @torch.no_grad()
@@ -200,10 +193,28 @@ class WorkFolder:
             self._lock = open(path / "lock", "a")  # noqa: SIM115 (held until the run ends)
         if not _held(self._lock):
             raise DataError(f"{path}: another run is writing there; wait for it, end it, or choose another --out")
+        self._writer: threading.Thread | None = None
+        self._failed: str | None = None
+        self.saved = 0
+        """Step of the newest snapshot of this run that is whole."""
 
     def close(self) -> None:
-        """Let another run have the folder."""
+        """Let another run have the folder, once what is being written is whole."""
+        self.settle()
         self._lock.close()
+
+    def settle(self) -> str | None:
+        """Wait for a snapshot that is being written; returns what went wrong with it."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        return self._failed
+
+    def problem(self) -> str | None:
+        """What went wrong with a snapshot that was being written; does not wait for it."""
+        if self._writer is not None and not self._writer.is_alive():
+            self.settle()
+        return self._failed if self._writer is None else None
 
     def clear(self) -> None:
         """Remove what earlier runs left."""
@@ -230,8 +241,49 @@ class WorkFolder:
             self._remove(*broken)
             return snapshot
         if found:
-            raise DataError(f"{self.snapshots}: none of {len(found)} snapshots is whole; --fresh starts anew")
+            raise DataError(f"{self.snapshots}: none of {len(found)} snapshots is whole; --resume never starts anew")
         return None
+
+    def chosen(self, path: Path, say: Callable[[str], None]) -> Snapshot:
+        """A snapshot that was asked for by its path, or the newest whole one of the run in the folder ``path``.
+
+        Raises:
+            DataError: there is none, it is not whole, or it is of another run and this folder holds snapshots already.
+        """
+        found = [path] if _STEP.fullmatch(path.name) else self._found(path / "snapshots")
+        if not found or not found[-1].is_dir():
+            raise DataError(
+                f"{path}: no snapshot and no folder of a run; give .../snapshots/step-NNNNNN, or a run's .partial folder"
+            )
+        if not self._mine(found[-1]) and self.snapshots.is_dir() and self._found():
+            raise DataError(
+                f"{self.path}: holds a run of its own: go on with it (--resume auto), or go on from {path} in another --out"
+            )
+        for one in reversed(found):
+            try:
+                return read_snapshot(one)
+            except Damaged as error:
+                say(f"{error}; left aside")
+        raise DataError(f"{path}: not whole; choose another snapshot, or start anew with --resume never")
+
+    def adopt(self, path: Path, snapshot: Snapshot) -> None:
+        """Go on from a snapshot that was :meth:`chosen`: newer ones here are removed, the log of another run is copied.
+
+        Raises:
+            DataError: the log cannot be had.
+        """
+        folder = path.parent.parent if _STEP.fullmatch(path.name) else path
+        if self._mine(folder / "snapshots" / path.name):
+            self._remove(*(one for one in self._found() if int(one.name[5:]) > snapshot.step))
+            return
+        with writing(self.log, f"copy what belongs to {path}"):
+            self.clear()
+            for name in ("bad_samples.jsonl", self.log.name):
+                if (folder / name).exists() or name == self.log.name:
+                    shutil.copyfile(folder / name, self.path / name)
+
+    def _mine(self, snapshot: Path) -> bool:
+        return snapshot.resolve().parent == self.snapshots.resolve()
 
     def cut_log(self, snapshot: Snapshot) -> None:
         """Take the steps after the snapshot out of the log.
@@ -247,9 +299,10 @@ class WorkFolder:
                 if file.tell() != snapshot.log_bytes or not tail.endswith(b"\n") or last["step"] != snapshot.step - 1:
                     raise ValueError
                 file.truncate(snapshot.log_bytes)
+            self.saved = snapshot.step
         except (ValueError, KeyError, TypeError, IndexError):
             raise DataError(
-                f"{self.log}: does not end with step {snapshot.step - 1} where the snapshot says; --fresh starts anew"
+                f"{self.log}: does not end with step {snapshot.step - 1} where the snapshot says; --resume never starts anew"
             ) from None
 
     def note(self, line: dict[str, Any]) -> None:
@@ -259,20 +312,49 @@ class WorkFolder:
             DataError: it cannot be written.
         """
         with writing(self.log, "log the step"), open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Snapshot, *, behind: bool = False) -> None:
         """Write a snapshot, and remove all but the newest ``keep``; ``log_bytes`` is measured here.
 
+        Args:
+            snapshot: its tensors must stay as they are until it is written.
+            behind: only begin, and write in a thread; :meth:`problem` and :meth:`settle` say how that went.
+
         Raises:
-            DataError: it cannot be written; the ones before it stay.
+            DataError: it cannot be written, or the one before it could not; the ones before that stay.
         """
+        if self.settle() is not None:
+            raise DataError(self._failed)
+        with writing(self.log, "save the log"):
+            snapshot.log_bytes = self.log.stat().st_size
+        if behind:
+            self._writer = threading.Thread(target=self._try_to_write, args=(snapshot,), name="snapshot")
+            self._writer.start()
+        else:
+            self._write(snapshot)
+
+    def _try_to_write(self, snapshot: Snapshot) -> None:
+        try:
+            self._write(snapshot)
+        except DataError as error:
+            self._failed = str(error)
+        except BaseException as error:
+            self._failed = f"{self.snapshots}: cannot write the snapshot ({type(error).__name__}: {error})"
+            raise
+
+    def _write(self, snapshot: Snapshot) -> None:
         from safetensors.torch import save_file
 
         final = self.snapshots / f"step-{snapshot.step:06}"
         partial = self.snapshots / f".new-{final.name}"
         losses = torch.tensor(snapshot.losses, dtype=torch.float64)
-        parts = {"weights": snapshot.weights, "optimizer": snapshot.optimizer, "losses": {"losses": losses}}
+        parts = {
+            "weights": snapshot.weights,
+            "optimizer": snapshot.optimizer,
+            "losses": {"losses": losses},
+            "ema": snapshot.ema,
+        }
         try:
             with writing(final, "write the snapshot"):
                 self._remove(partial)
@@ -280,26 +362,30 @@ class WorkFolder:
                 _flush(self.log)
                 files = {}
                 for name, tensors in parts.items():
-                    file = partial / f"{name}.safetensors"
-                    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
-                    files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-                    _flush(file)
+                    if tensors or name != "ema":
+                        file = partial / f"{name}.safetensors"
+                        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+                        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+                        _flush(file)
                 told = {key: value for key, value in vars(snapshot).items() if key not in parts}
-                told |= {"version": SNAPSHOT_VERSION, "log_bytes": self.log.stat().st_size, "files": files}
+                told |= {"version": SNAPSHOT_VERSION, "files": files}
                 (partial / "state.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
                 _flush(partial / "state.json")
                 _flush(partial)
                 self._remove(final)
                 partial.rename(final)
                 _flush(self.snapshots)
+                self.saved = snapshot.step
                 self._remove(*self._found()[: -self.keep])
         except DataError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _found(self) -> list[Path]:
+    def _found(self, snapshots: Path | None = None) -> list[Path]:
         """The snapshots there are, oldest first."""
-        found = {int(match[1]): one for one in self.snapshots.iterdir() if (match := _STEP.fullmatch(one.name))}
+        folder = snapshots or self.snapshots
+        there = folder.iterdir() if folder.is_dir() else ()
+        found = {int(match[1]): one for one in there if (match := _STEP.fullmatch(one.name))}
         return [found[step] for step in sorted(found)]
 
     def _remove(self, *paths: Path) -> None:
@@ -331,7 +417,7 @@ def read_snapshot(path: Path) -> Snapshot:
         if version != SNAPSHOT_VERSION:
             raise DataError(
                 f"{path}: a snapshot of version {version}, and these recipes go on from version {SNAPSHOT_VERSION}; "
-                "end the run with the version that began it, or start anew with --fresh"
+                "end the run with the version that began it, or start anew with --resume never"
             )
         parts = {}
         for name, about in told.pop("files").items():
@@ -358,6 +444,15 @@ def writing(path: Path, what: str) -> Iterator[None]:
         raise DataError(
             f"{path}: cannot {what} ({reason}); make room there or mend it, then run the same command again"
         ) from None
+
+
+def _finite(value: Any) -> Any:
+    """The same for JSON, which knows neither infinity nor "not a number": null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flush(path: Path) -> None:

@@ -16,11 +16,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from animeshooter_streams import Batch, ShotStream
-from recipes.config import PAPER_CLIP, TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
-from recipes.encoding import captions_of, encode_clips, frames_of
+from recipes.conditions import contexts_of, dropped, memory_of, prompts_of, references_of, shot_losses
+from recipes.config import PAPER_CLIP, SMALL_CLIP, TINY_CLIP, Config, DataConfig, DropoutConfig, TrainConfig
+from recipes.encoding import encode_clips
+from recipes.losses import Losses
+from recipes.presets import for_backbones
 from recipes.trainer import Stage, main
 
 if TYPE_CHECKING:
@@ -34,32 +36,39 @@ PRESETS = {
         train=TrainConfig(steps=8, global_batch=4, learning_rate=1e-3),
         dropout=DROPOUT,
     ),
+    "small": Config(
+        preset="small",
+        data=DataConfig(clip=SMALL_CLIP, caption="narrative"),
+        train=TrainConfig(steps=1000, global_batch=8, learning_rate=5e-4, warmup=50),
+        dropout=DROPOUT,
+    ),
     # The learning rate is ours; the paper states none.
     "paper": Config(
         preset="paper",
         data=DataConfig(clip=PAPER_CLIP, workers=4),
-        train=TrainConfig(steps=17_000, global_batch=24, learning_rate=1e-4, warmup=500, precision="bf16"),
+        train=TrainConfig(steps=17_000, global_batch=24, learning_rate=1e-4, warmup=500),
         dropout=DROPOUT,
     ),
 }
 
 
-def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[torch.Generator]) -> Tensor:
-    """Diffusion loss of each sample [B], the mean of its shots; true last frames stand between the captions."""
-    references, captions = [], []
-    for one, texts, generator in zip(batch.samples, captions_of(batch, config.data.caption), generators):
-        reference, caption, both = torch.rand(3, generator=generator).tolist()
-        rates = config.dropout
-        references.append(None if reference < rates.reference or both < rates.both else one.reference)
-        captions.append([""] * len(texts) if caption < rates.caption or both < rates.both else texts)
-    last = frames_of(batch, "last")[:, :-1] if len(captions[0]) > 1 else None
-    condition = gen.condition(references, captions, last)
+def loss(gen: AnimeShooterGen, batch: Batch, config: Config, generators: list[torch.Generator]) -> Losses:
+    """Diffusion loss of every shot; what it remembers of those before it are their true frames."""
+    without = [dropped(config, generator) for generator in generators]
+    references = [None if dark else references_of(one) for one, (dark, _) in zip(batch.samples, without, strict=True)]
+    told = zip(prompts_of(batch, config.data.caption), without, strict=True)
+    captions = [[""] * len(texts) if silent else texts for texts, (_, silent) in told]
+    memory = memory_of(batch, gen.policy)
+    condition = gen.condition(references, captions, memory)
+    contexts = contexts_of(gen, batch, [dark for dark, _ in without], memory)
     latents = encode_clips(gen, batch, config, generators)
     # Sample by sample, so that noise and timesteps do not depend on which samples share a process.
-    losses = [
-        gen.diffusion_loss(latents[place], condition[place], generator)[0].mean() for place, generator in enumerate(generators)
-    ]
-    return torch.stack(losses)
+    return Losses.of_shots(
+        [
+            shot_losses(gen, latents[place], condition[place], generator, None if contexts is None else contexts[place])
+            for place, generator in enumerate(generators)
+        ]
+    )
 
 
 STAGE = Stage(
@@ -67,9 +76,9 @@ STAGE = Stage(
     parents=("align",),
     stream=ShotStream,
     loss=loss,
-    presets=PRESETS,
+    presets=for_backbones(PRESETS),
     about=__doc__,
-    needs=frozenset({"latents"}),
+    needs=frozenset({"latents", "vision"}),
 )
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ drawn by (seed, step, sample), so that a run depends neither on the number of pr
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,20 +14,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from animeshooter_dataset import DataError
 from animeshooter_streams import Batch, DrawnStream, ShotStream, StoryStream
-from recipes.config import Config, as_json
+from recipes.config import Config
+from recipes.data import check_clips, open_stream, stream_settings
+from recipes.losses import Losses, check_weighting, weighted
 from recipes.record import read_record
-from streams.clips import ClipSpec
-from streams.features import Features
+from recipes.vision import vision_of
 
 if TYPE_CHECKING:
     from model import AnimeShooterGen
 
+__all__ = [
+    "Stage",
+    "StageModule",
+    "generator_of",
+    "load_model",
+    "model_errors",
+    "open_stream",
+    "quiet_loading",
+    "read_parent",
+    "stream_settings",
+]
+
 Stream = ShotStream | StoryStream | DrawnStream
-Loss = Callable[["AnimeShooterGen", Batch, Config, list[torch.Generator]], Tensor]
+Loss = Callable[["AnimeShooterGen", Batch, Config, list[torch.Generator]], Losses]
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,13 @@ class Stage:
         name: what ``AnimeShooterGen.set_trainable`` calls it.
         parents: stages whose checkpoint it may start from; with "preset" it may also start from a preset.
         stream: which samples it reads.
-        loss: (model, batch, config, a generator for each sample) to the loss of each sample [B].
+        loss: (model, batch, config, a generator for each sample) to the losses of the samples.
         presets: settings by preset.
         about: the recipe's own docstring, for --help.
-        needs: what it makes of a shot with frozen parts, or takes from a cache: "latents", "first", "last", "text", "blank"
+        needs: what it makes of a shot with frozen parts, or takes from a cache: "latents", "first", "last", "text", "blank",
+            "vision"
             (see ``streams.features``).
+        conclude: last touch to a trained model, (model, stream, config), by the main process before the checkpoint is written.
     """
 
     name: str
@@ -53,6 +67,7 @@ class Stage:
     presets: Mapping[str, Config]
     about: str
     needs: frozenset[str] = frozenset()
+    conclude: Callable[[AnimeShooterGen, Any, Config], None] | None = None
 
 
 class StageModule(nn.Module):
@@ -61,13 +76,18 @@ class StageModule(nn.Module):
     def __init__(self, gen: AnimeShooterGen, stage: Stage, config: Config) -> None:
         super().__init__()
         self.gen, self.stage, self.config = gen, stage, config
+        check_weighting(gen, config.train)
+        if config.train.checkpointing:
+            gen.enable_gradient_checkpointing()
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Mean loss of a micro-batch, a scalar."""
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a micro-batch."""
         generators = [generator_of(self.config.train.seed, batch, place) for place in range(len(batch.samples))]
         # Ours has no dropout of units; a model of someone else's that has is at least repeatable on as many processes.
         torch.manual_seed(generators[0].initial_seed())
-        return self.stage.loss(self.gen, batch, self.config, generators).mean()
+        with vision_of(self.gen, batch):
+            losses = self.stage.loss(self.gen, batch, self.config, generators)
+        return weighted(losses, self.gen, self.config.train)
 
 
 def generator_of(seed: int, batch: Batch, place: int) -> torch.Generator:
@@ -93,7 +113,10 @@ def read_parent(stage: Stage, path: Path | None) -> dict[str, Any] | None:
         return None
     training = read_record(path)
     if training["stage"] not in stage.parents:
-        raise DataError(f"{path}: a checkpoint of stage {training['stage']}; {stage.name} starts from {wanted or 'a preset'}")
+        before = training.get("parent") or {}
+        hint = f" (this one came of {before['name']}, which is one)" if before.get("stage") in stage.parents else ""
+        kind = training["stage"]
+        raise DataError(f"{path}: a checkpoint of stage {kind}; {stage.name} starts from {wanted or 'a preset'}{hint}")
     return training
 
 
@@ -125,54 +148,18 @@ def load_model(stage: Stage, config: Config, parent: Path | None, without: Colle
         without: frozen parts to leave out of memory, see :func:`recipes.parts.load_gen`.
 
     Raises:
-        DataError: the checkpoint is damaged, or the clips of the config do not fit the model.
+        DataError: the checkpoint is damaged, or the clips or the second pathway of the config do not fit it.
     """
-    from model.images import check_video_size
+    from recipes.conditions import check_pathway, prepare
     from recipes.parts import load_gen
 
     quiet_loading()
     with model_errors():
         gen = load_gen(config, parent, without)
+        check_pathway(stage.name, gen, config)
+        prepare(gen, config)
         gen.set_trainable(stage.name)
         for parameter in gen.trainable_parameters(stage.name):  # in float32, whatever the precision of the rest
             parameter.data = parameter.data.float()
-        clip = config.data.clip
-        check_video_size(gen.vae, gen.transformer.config.patch_size, clip.frames, clip.height, clip.width)
+        check_clips(config, gen)
     return gen
-
-
-def open_stream(stage: Stage, config: Config, directory: Path, features: Features | None = None) -> Stream:
-    """The stage's stream over a dataset directory, and a cache of its features."""
-    clip, settings = stream_settings(config)
-    cache: dict[str, Any] = {} if features is None else {"features": features}
-    return stage.stream(directory, clip, **settings, **cache)
-
-
-def stream_settings(config: Config) -> tuple[ClipSpec, dict[str, Any]]:
-    """The clip of a config's stream, and the stream's other arguments."""
-    data = config.data
-    same = ("split", "require_reference", "video", "character", "prologue_and_epilogue", "rejected")
-    where = [condition for condition in (data.where or "").split(";") if condition.strip()]
-    settings = {"global_batch": config.train.global_batch, "seed": config.train.seed, "n": data.shots, "where": where}
-    return ClipSpec(**dataclasses.asdict(data.clip)), settings | {name: getattr(data, name) for name in same}
-
-
-def dry_run(stage: Stage, config: Config) -> str:
-    """Settings, parameters by component and memory, as text; loads no pretrained weights."""
-    from model import AnimeShooterGen, parameter_table, preset
-
-    laid_out = "meta" if preset(config.preset).mllm.pretrained else None
-    gen = AnimeShooterGen.from_preset(config.preset, device=laid_out)
-    gen.set_trainable(stage.name)
-    lines = [as_json(config), "", f"{'component':<20}{'trainable':>16}{'frozen':>16}"]
-    for name, (total, trainable) in parameter_table(gen).items():
-        lines.append(f"{name:<20}{trainable:>16,}{total - trainable:>16,}")
-    trainable, total = (sum(counts) for counts in zip(*((t, n) for n, t in parameter_table(gen).values())))
-    width = 4 if laid_out is None else 2
-    gigabytes = (width * total + 12 * trainable) / 2**30
-    lines.append(f"{'all':<20}{trainable:>16,}{total - trainable:>16,}")
-    lines.append(
-        f"memory on each process without sharding, without activations: {gigabytes:.2f} GiB "
-        f"({width} bytes a weight; gradient and AdamW 12 bytes a trainable one)"
-    )
-    return "\n".join(lines)

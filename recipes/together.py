@@ -12,7 +12,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -53,22 +54,33 @@ def make_accelerator(config: Config) -> Accelerator:
     """Accelerate for the processes that were started; on machines without an accelerator, gloo.
 
     Raises:
-        DataError: the launcher started several processes that do not know of one another.
+        DataError: the launcher started several processes that do not know of one another, more than there are GPUs, or
+            another number than was planned.
         ProcessLost: some of them did not come within ``train.patience`` seconds.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    sharded = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
-    # Without this, processes started on a machine with no GPU train apart from one another.
-    no_gpu = not sharded and not torch.accelerator.is_available()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    with connected(world):
+    from recipes.sharding import fsdp_asked
+
+    fsdp_asked()  # before accelerate sees it
+    world = check_launch(config.train.processes)
+    no_gpu = not torch.accelerator.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if deepspeed:
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # the launcher's word would stand over ours, and "auto" is none that accelerate understands
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(config.train.accumulate)
+    backend = "gloo" if no_gpu and deepspeed else None
+    told = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.patience), backend=backend)
+    with connected(world), deepspeed_there():
+        if deepspeed and no_gpu:
+            _without_compiler()
         accelerator = Accelerator(
-            cpu=no_gpu,
+            cpu=no_gpu and not deepspeed,  # with it, accelerate takes DDP for DeepSpeed; without it, processes train apart
             gradient_accumulation_steps=config.train.accumulate,
             mixed_precision=config.train.precision,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.patience))],
+            kwargs_handlers=[told],
         )
     if accelerator.num_processes != world:
         raise DataError(
@@ -76,6 +88,57 @@ def make_accelerator(config: Config) -> Accelerator:
             "`accelerate launch --config_file recipes/launch/cpu_2.yaml`"
         )
     return accelerator
+
+
+def check_launch(planned: int | None) -> int:
+    """How many processes the launcher says train together.
+
+    Args:
+        planned: how many must; None for as many as were started.
+
+    Raises:
+        DataError: not as many as were planned or as Slurm started, or more on this machine than it has GPUs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # of the step, not of the job: a shell of `salloc` is a step of one task in a job of many
+    told = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))
+    tasks = int(told) if "SLURM_STEP_ID" in os.environ else 1
+    if tasks > world:
+        raise DataError(
+            f"srun started {tasks} tasks, but {world} process{'es train' if world > 1 else ' trains'} together: "
+            "they would train apart; start them as recipes/launch/slurm.sh does"
+        )
+    if planned is not None and planned != world:
+        raise DataError(
+            f"train.processes is {planned}, but {world} process{'es were' if world > 1 else ' was'} started; "
+            f"start {planned} (accelerate launch --num_processes {planned}), or leave the setting out"
+        )
+    gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else None
+    if gpus is not None and here > gpus:
+        raise DataError(
+            f"{here} processes were started on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}: "
+            f"give --num_processes {gpus}, or look at CUDA_VISIBLE_DEVICES"
+        )
+    return world
+
+
+def _without_compiler() -> None:
+    """On CPUs DeepSpeed would compile an all-reduce of its own; killed there, it leaves a lock on which all later ones wait."""
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def deepspeed_there() -> Iterator[None]:
+    """Inside, a launch with DeepSpeed where it is not installed becomes a line the user can act on."""
+    try:
+        yield
+    except ImportError as error:
+        if "DeepSpeed is not installed" not in str(error) and error.name != "deepspeed":
+            raise
+        raise DataError("DeepSpeed was asked for and is not installed: pip install deepspeed") from None
 
 
 @contextmanager
@@ -140,22 +203,16 @@ def from_main(value: T) -> T:
     return broadcast_object_list([value])[0]
 
 
-def tensors_from_main(tensors: dict[str, Tensor] | None, device: torch.device) -> dict[str, Tensor]:
-    """Tensors that only the main process has (None elsewhere), one after the other on every process."""
+def tensors_from_main(tensors: Mapping[str, Tensor] | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that only the main process has (None elsewhere), on every process, one at a time; all must take all of them."""
     from accelerate import PartialState
 
-    state = PartialState()
-    if state.num_processes == 1:
-        assert tensors is not None
-        return tensors
-    mine = tensors if state.is_main_process and tensors is not None else {}
-    shapes = from_main({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in mine.items()})
-    received = {}
-    for name, (shape, dtype) in shapes.items():
+    mine = tensors if PartialState().is_main_process and tensors is not None else {}
+    for name, (shape, dtype) in from_main({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in mine.items()}).items():
         tensor = mine[name].to(device) if name in mine else torch.empty(shape, dtype=dtype, device=device)
-        torch.distributed.broadcast(tensor, src=0)
-        received[name] = tensor
-    return received
+        if PartialState().num_processes > 1:
+            torch.distributed.broadcast(tensor, src=0)
+        yield name, tensor
 
 
 class StopSignals:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -22,17 +20,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from animeshooter_dataset import DataError
 from animeshooter_streams import Batch
+from recipes.compiling import compile_blocks
+from recipes.conditions import inherited
 from recipes.config import Config, override
-from recipes.parts import laid_out_parts, make_whole
-from recipes.record import machine, run_record
-from recipes.running import Run, set_up, take_up, write_snapshot
-from recipes.saving import writing
-from recipes.stage import Stage, dry_run, generator_of, load_model, model_errors, open_stream, quiet_loading, read_parent
+from recipes.finishing import finish
+from recipes.hooks import Hook, after_run, after_step, hooks_of
+from recipes.plan import add_plan_arguments, dry_run
+from recipes.precision import settled
+from recipes.running import Run, save_problem, set_up, take_up, write_snapshot
+from recipes.schedules import rate_of, set_rate
+from recipes.stage import Stage, generator_of, load_model, model_errors, open_stream, quiet_loading, read_parent
+from recipes.stepping import Guard, Stepped, take_step
+from recipes.throughput import Meter, rounded
 from recipes.together import (
     NOT_FINISHED,
     ProcessLost,
@@ -47,6 +50,7 @@ from recipes.together import (
     settle,
     together,
 )
+from recipes.unused import unused_settings
 from streams.store import Watchdog
 
 __all__ = ["Stage", "generator_of", "load_model", "main", "model_errors", "open_stream", "quiet_loading", "run"]
@@ -91,13 +95,18 @@ def _complain(kind: str, what: Exception) -> None:
 def parser_of(stage: Stage) -> argparse.ArgumentParser:
     """The arguments of a stage."""
     parser = argparse.ArgumentParser(description=stage.about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("animeshooter"), help="dataset directory")
+    where = "dataset directory or address (https://, s3://, hf://datasets/ORG/NAME)"
+    parser.add_argument("--data", default="animeshooter", help=where)
     parser.add_argument("--out", type=Path, default=Path("checkpoints") / stage.name, help="checkpoint to write")
     parser.add_argument("--from", dest="parent", type=Path, help=f"checkpoint to start from: {', '.join(stage.parents)}")
     parser.add_argument("--preset", choices=sorted(stage.presets), help="settings (and model, where it starts from none)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one setting; may be repeated")
-    parser.add_argument("--fresh", action="store_true", help="start anew, although a run of --out could go on")
+    resume = "auto (default): go on with the run of --out, if any; never: start anew; or the path of a snapshot to go on from"
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
+    hub = "when it is done, put the checkpoint and its card into this private repository (public: animeshooter publish)"
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help=hub)
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory, and stop")
+    add_plan_arguments(parser)
     return parser
 
 
@@ -109,17 +118,53 @@ def _main(stage: Stage, args: argparse.Namespace) -> None:
         raise DataError(f"{args.parent}: a model of preset {parent['preset']}, not {preset}; leave out --preset")
     if preset not in stage.presets:
         raise DataError(f"{stage.name} has no preset {preset}; choose one of {', '.join(stage.presets)}")
-    config = override(stage.presets[preset], args.set)
+    config = override(inherited(stage.presets[preset], parent), args.set)
+    if os.environ.get("RANK", "0") == "0":
+        for line in unused_settings(stage, config, args.set):
+            print(f"{stage.name}: {line}", file=sys.stderr, flush=True)
     if args.dry_run:
-        print(dry_run(stage, config))
-    else:
-        run(stage, config, args.data, args.out, args.parent, fresh=args.fresh)
+        print(dry_run(stage, config, data=args.data, parent=args.parent, args=args))
+        return
+    first = os.environ.get("RANK", "0") == "0"
+    if args.push_to_hub and first:
+        may_push(args.push_to_hub)
+    run(stage, config, args.data, args.out, args.parent, resume=args.resume)
+    if args.push_to_hub and first:
+        push(args.out, args.push_to_hub)
+
+
+def may_push(repo_id: str) -> None:
+    """See before a run whether its checkpoint can be put on the Hub after it.
+
+    Raises:
+        DataError: there is no such name, no key, no right to write there, no Hub, or the repository is public.
+    """
+    from curation.hub import Repository
+
+    remote = Repository(repo_id, "model").look()
+    if remote.exists and not remote.private:
+        raise DataError(f"--push-to-hub {repo_id}: is public; name another, or publish by hand with: animeshooter publish")
+
+
+def push(out: Path, repo_id: str) -> None:
+    """Put a checkpoint on the Hub, privately.
+
+    Raises:
+        DataError: it could not be; says how to try again.
+    """
+    from recipes.publish import publish_model
+
+    try:
+        done = publish_model(out, repo_id, private=True, verify="none")
+    except DataError as error:
+        raise DataError(f"{error}. {out} is whole; try again with: animeshooter publish {out} {repo_id} --private") from None
+    print("\n".join(done.lines()), flush=True)
 
 
 # ---- a run ----
 
 
-def run(stage: Stage, config: Config, data: Path, out: Path, parent: Path | None, *, fresh: bool = False) -> None:
+def run(stage: Stage, config: Config, data: str | Path, out: Path, parent: Path | None, *, resume: str = "auto") -> None:
     """Train a stage and write its checkpoint, or go on with a run of the same that did not end.
 
     ``<out>.partial/log.jsonl`` grows by a line a step; at the end it stands in the checkpoint, which appears whole.
@@ -129,15 +174,18 @@ def run(stage: Stage, config: Config, data: Path, out: Path, parent: Path | None
         Stopped: SIGTERM or SIGINT came; what was done is saved.
         ProcessLost: another process died or does not answer.
     """
+    config = settled(config)
     accelerator = make_accelerator(config)
     with connected(accelerator.num_processes):
         this = together(lambda: set_up(accelerator, stage, config, data, out, parent))
+        if config.train.compile:
+            together(lambda: compile_blocks(this.module.gen, accelerator.device))
     try:
         with connected(accelerator.num_processes):
-            take_up(this, fresh)
+            take_up(this, resume)
             with StopSignals() as stop:
                 _loop(this, stop)
-                _finish(this)
+                finish(this)
     except ProcessLost as lost:
         raise ProcessLost(f"{lost}. {this.rest()}") from None
     finally:
@@ -153,7 +201,7 @@ def _loop(this: Run, stop: StopSignals) -> None:
     """The steps of a run.
 
     Raises:
-        DataError: a sample cannot be read, the loss is not finite or the disk is full, on any process: all of them end.
+        DataError: a sample cannot be read, loss or gradient are not finite, or the disk is full, on any process: all end.
         Stopped: a signal came to any process; the steps done are saved.
     """
     train, accelerator = this.config.train, this.accelerator
@@ -166,40 +214,42 @@ def _loop(this: Run, stop: StopSignals) -> None:
     )
     # The others wait for a process that waits for its data: it gives up, with a word, before they do.
     watchdog = Watchdog(train.patience / 3, what=f"{this.stage.name} (process {accelerator.process_index})")
-    problem, began = None, time.perf_counter()
-    bar = tqdm(total=train.steps, initial=this.step, unit="step", disable=not this.main, mininterval=0.5)
-    with decoders(), closing(cast(Generator[list[Batch]], batches)), bar:
+    guard, hooks, meter = together(lambda: Guard(this)), together(lambda: hooks_of(this)), Meter(this)
+    problem = None
+    with decoders(), closing(cast(Generator[list[Batch]], batches)), ended(hooks, this), progress(this) as bar:
         while this.step < train.steps:
             state = this.stream.state_dict()
-            micro, told = _next(watchdog, batches, problem, stop)
+            micro, told = _next(watchdog, batches, problem, stop, meter)
             asked = next((one["stop"] for one in told if one["stop"]), None)
             if asked is not None:
-                agree(write_snapshot(this, state))
+                agree(write_snapshot(this, state, wait=True))
                 raise Stopped(f"{this.stage.name}: stopped by {asked}. {this.rest()}")
-            rate = train.learning_rate * min(1.0, (this.step + 1) / max(1, train.warmup))
-            for group in this.optimizer.param_groups:
-                group["lr"] = rate
-            loss = _step(this, micro, [keys for one in told for keys in one["keys"]])
+            rate = rate_of(train, this.step)
+            set_rate(this.optimizer, rate)
+            done = take_step(this, micro, guard)
             this.step += 1
-            seconds, began = time.perf_counter() - began, time.perf_counter()
-            bar.set_postfix_str(f"loss {loss:.4f}")
+            if this.ema is not None and done.skipped is None:
+                this.ema.update(this.step)
+            line = _line(this.step - 1, done, rate) | meter.read(micro[0], told) | _read(micro[0], told)
+            bar.set_postfix_str(f"loss {done.loss:.4f}, {line['samples_per_second']:.3g} samples/s", refresh=False)
             bar.update()
+            problem = after_step(hooks, this, line)
+            meter.resume()
             if this.folder is not None:
-                this.losses.append(loss)
-                line: dict[str, Any] = {"step": this.step - 1, "loss": loss, "lr": rate, "seconds": round(seconds, 4)}
-                line["samples"] = [f"{rank}:{keys}" for rank, one in enumerate(told) for keys in one["keys"]]
-                line["references_inside"] = sum(one["inside"] for one in told)
-                problem = attempt(lambda line=line: this.folder.note(line))[1]  # type: ignore[misc]
+                this.losses.append(done.loss)
+                problem = attempt(lambda line=line: this.folder.note(line))[1] or save_problem(this) or problem  # type: ignore[misc]
             if train.save_every and (this.step % train.save_every == 0 or this.step == train.steps):
-                problem = problem or write_snapshot(this, this.stream.state_dict())
+                saved = write_snapshot(this, this.stream.state_dict(), wait=this.step == train.steps)
+                problem = problem or saved
     agree(problem)
 
 
 def _next(
-    watchdog: Watchdog, batches: Iterator[list[Batch]], problem: str | None, stop: StopSignals
+    watchdog: Watchdog, batches: Iterator[list[Batch]], problem: str | None, stop: StopSignals, meter: Meter
 ) -> tuple[list[Batch], list[dict[str, Any]]]:
     """The micro-batches of a step, and what every process tells of itself before it."""
     micro: list[Batch] = []
+    began = time.perf_counter()
     if problem is None and stop.asked is None:
         try:
             with decoders(), watchdog:
@@ -213,39 +263,59 @@ def _next(
             "inside": sum(one.reference_inside for batch in micro for one in batch.samples),
             "problem": problem,
             "stop": stop.asked,
+            **meter.here(time.perf_counter() - began),
         }
     )
     settle([one["problem"] for one in told])
     return micro, told
 
 
-def _step(this: Run, micro: list[Batch], keys: list[str]) -> float:
-    """One step over its micro-batches; returns the mean loss of the global batch.
+def _line(step: int, done: Stepped, rate: float) -> dict[str, Any]:
+    """What a step came to, for the log: losses over all processes; without what does not apply."""
+    line: dict[str, Any] = {"step": step, "loss": done.loss if math.isfinite(done.loss) else None, "lr": rate}
+    if done.norm is not None:
+        line["grad_norm"] = rounded(done.norm) if math.isfinite(done.norm) else None
+    if done.skipped is not None:
+        line["skipped"] = done.skipped
+    if done.bands:
+        line["loss_by_timestep"] = done.bands
+    if len(done.shots) > 1:
+        line["loss_by_shot"] = done.shots
+    return line
 
-    Raises:
-        DataError: the loss is not finite, on any process; all of them stop, and nothing was updated.
-    """
-    accelerator, model, optimizer = this.accelerator, this.model, this.optimizer
-    losses, mean = [], math.nan
-    for batch in micro:
-        with accelerator.accumulate(model):
-            loss = model(batch)
-            accelerator.backward(loss)
-            losses.append(loss.detach().float())
-            if accelerator.sync_gradients:
-                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                if not math.isfinite(mean):
-                    read = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-                    problem = (
-                        f"step {batch.step}: the loss is {mean} (it read {read}); "
-                        "lower train.learning_rate, or use the precision the video model was trained in"
-                    )
-                    raise DataError(problem) if this.main else StoppedElsewhere(problem)
-                clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
-                accelerator.clip_grad_norm_(clipped, this.config.train.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-    return mean
+
+def _read(batch: Batch, told: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a step read, for the log."""
+    return {
+        "bucket": batch.bucket,
+        "samples": [f"{rank}:{keys}" for rank, one in enumerate(told) for keys in one["keys"]],
+        "references_inside": sum(one["inside"] for one in told),
+    }
+
+
+# ---- around the loop ----
+
+
+def progress(this: Run) -> Any:
+    """A bar with the time that is left, on the main process; seldom redrawn where it lands in a file."""
+    return tqdm(
+        total=this.config.train.steps,
+        initial=this.step,
+        desc=this.stage.name,
+        unit="step",
+        disable=not this.main,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        dynamic_ncols=True,
+    )
+
+
+@contextmanager
+def ended(hooks: list[Hook], this: Run) -> Iterator[None]:
+    """Has the hooks end what they opened, however the loop ends."""
+    try:
+        yield
+    finally:
+        after_run(hooks, this)
 
 
 @contextmanager
@@ -261,55 +331,6 @@ def decoders() -> Iterator[None]:
 
 
 # ---- the end ----
-
-
-def _finish(this: Run) -> None:
-    """Write the checkpoint; every process must call it."""
-    accelerator = this.accelerator
-    known = {**this.about, "seconds": this.seconds(), "ran_on": machine(accelerator), "starts": this.starts}
-    state = _full_state(accelerator, this.model)
-    problem = None
-    if this.folder is not None and this.data is not None:
-        this.data.told.update(this.stream.state_dict())
-        known |= {"data": this.data, "losses": this.losses}
-        problem = attempt(lambda: _save(this, state, known))[1]
-    agree(problem)
-    if this.losses:
-        count = f"{this.step} step{'s' if this.step > 1 else ''}"
-        this.say(f"{this.stage.name}: loss {this.losses[0]:.4f} -> {this.losses[-1]:.4f} in {count}; wrote {this.out}")
-
-
-def _full_state(accelerator: Any, model: Any) -> dict[str, Tensor] | None:
-    """All weights on the main process where they are sharded over processes; None where each process has them."""
-    from accelerate.utils import DistributedType
-
-    plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    if zero3 or accelerator.distributed_type == DistributedType.FSDP:
-        return accelerator.get_state_dict(model)
-    return None
-
-
-def _save(this: Run, state: dict[str, Tensor] | None, known: dict[str, Any]) -> None:
-    """Write the checkpoint beside ``out`` and put it in place in one rename; ``known`` is what :func:`run_record` wants."""
-    assert this.folder is not None
-    gen, parent, work = this.module.gen, this.parent, this.folder.path
-    if state is not None:
-        gen = load_model(this.stage, this.config, parent, laid_out_parts(gen))
-        gen.load_state_dict({name.removeprefix("gen."): value for name, value in state.items()})
-    whole = work / "checkpoint"
-    with writing(whole, "write the checkpoint"):
-        make_whole(gen, this.config, parent)
-        gen.save_pretrained(whole, share_with=parent)
-        training = run_record(stage=this.stage.name, config=this.config, parent=parent, **known)
-        (whole / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-        films = (json.dumps(film, ensure_ascii=False) for film in known["data"].films)
-        (whole / "films.jsonl").write_text("".join(f"{line}\n" for line in films), encoding="utf-8")
-        shutil.copyfile(this.folder.log, whole / "log.jsonl")
-        if this.out.exists():  # empty, as `set_up` saw to
-            this.out.rmdir()
-        whole.rename(this.out)
-    shutil.rmtree(work)
 
 
 def _leave() -> None:

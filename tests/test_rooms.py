@@ -14,7 +14,15 @@ ALLOWED = {
     "animeshooter_streams": {"animeshooter_dataset", "animeshooter_records", "streams"},
     "curation": {"animeshooter_dataset", "animeshooter_records", "streams"},
     "model": set(),
-    "benchmarks": {"animeshooter_dataset", "animeshooter_records", "animeshooter_streams", "curation", "recipes", "streams"},
+    "benchmarks": {
+        "animeshooter_dataset",
+        "animeshooter_records",
+        "animeshooter_streams",
+        "curation",
+        "model",
+        "recipes",
+        "streams",
+    },
     "recipes": {"animeshooter_dataset", "animeshooter_streams", "curation", "model", "streams"},
 }
 

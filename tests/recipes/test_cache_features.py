@@ -17,7 +17,8 @@ from animeshooter_streams import DrawnStream, ShotStream, StoryStream
 from recipes import align, cache_features, lora, multi_shot, pretrain, single_shot
 from recipes.cache_features import main
 from recipes.config import override
-from recipes.features import clip_of, coverage_of, open_features
+from recipes.data import clips_of
+from recipes.features import coverage_of, open_features
 from recipes.parts import load_gen, make_whole
 from recipes.stage import StageModule, load_model, open_stream
 from recipes.trainer import main as train
@@ -49,7 +50,7 @@ def losses(recipe, dataset, parent, features, *settings, steps=2):
     coverage = coverage_of(stage, config, cache, stream)
     module = StageModule(load_model(stage, config, parent, coverage.without), stage, config)
     with torch.no_grad():
-        return [module(batch).item() for (batch,) in stream.batches(0, 1, steps=steps)], coverage
+        return [module(batch).per_sample.mean().item() for (batch,) in stream.batches(0, 1, steps=steps)], coverage
 
 
 def folder(features, kind):
@@ -95,7 +96,7 @@ def test_a_run_with_a_cache_writes_a_whole_checkpoint(dataset, chain, features, 
         told[name] = json.loads((tmp_path / name / "training.json").read_text())
     assert told["cached"]["losses"] == pytest.approx(told["plain"]["losses"], rel=2e-5)
     assert told["cached"]["parameters"] == told["plain"]["parameters"]
-    assert f"features {features}: cached latents 16 of 16; not in memory: vae, text_encoder" in capsys.readouterr().out
+    assert f"features {features}: cached latents 16 of 16, what the MLLM sees in " in capsys.readouterr().out
     for part in ("vae", "text_encoder"):
         written, before = (
             {file.name: file.read_bytes() for file in (path / part).glob("*.safetensors")}
@@ -210,7 +211,7 @@ def test_latents_need_fixed_starts(dataset, tmp_path, capsys):
 def test_only_what_a_stage_needs_is_made(dataset, tmp_path):
     out = tmp_path / "out"
     assert main(["--data", str(dataset), "--out", str(out), "--stage", "align"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["ends", "text"]
+    assert sorted(path.name for path in out.iterdir()) == ["ends", "text", "vision"]
 
 
 def test_processes_share_the_work_and_the_last_one_says_that_all_is_there(dataset, tmp_path, monkeypatch, capsys):
@@ -303,7 +304,7 @@ def test_every_start_is_the_one_a_stream_draws(tmp_path):
     config = override(single_shot.PRESETS["tiny"], ["data.clip.starts=2"])
     gen = load_gen(config, None)
     store = FeatureStore(folder(tmp_path / "animeshooter.features", "latents"))
-    stream = ShotStream(data, clip_of(config), global_batch=3)
+    stream = ShotStream(data, clips_of(config), global_batch=3)
     seen = set()
     for (batch,) in stream.batches(0, 1, steps=4):
         for sample, made in zip(batch.samples, cache_features.posterior(gen, batch.frames[:, 0])):
@@ -318,8 +319,8 @@ def test_streams_hand_on_what_is_cached(dataset, features):
     config = override(multi_shot.PRESETS["tiny"], ["data.clip.starts=2", f"data.features={features}"])
     cache = open_features(multi_shot.STAGE, config, dataset, None, "no")
     for kind in (StoryStream, DrawnStream):
-        stream = kind(dataset, clip_of(config), global_batch=2, n=3, features=cache)
-        plain = kind(dataset, clip_of(config), global_batch=2, n=3)
+        stream = kind(dataset, clips_of(config), global_batch=2, n=3, features=cache)
+        plain = kind(dataset, clips_of(config), global_batch=2, n=3)
         ((one,),), ((two,),) = stream.batches(0, 1, steps=1), plain.batches(0, 1, steps=1)
         assert one.frames is None
         assert one.keys == two.keys

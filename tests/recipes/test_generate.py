@@ -1,5 +1,7 @@
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,7 +10,9 @@ from PIL import Image
 
 from animeshooter_dataset import DataError
 from recipes.cli import main
-from recipes.generate import ClipWriter, generate, read_reference, read_script
+from recipes.generate import ClipWriter, generate, named_references, read_reference, read_script, read_shots
+
+NEW = ("condition_policy", "clip_size", "context")  # what model_index.json did not have
 
 
 def frames_of(path):
@@ -57,7 +61,9 @@ def test_a_story_says_what_made_it(told):
     folder, _, _ = told
     record = json.loads((folder / "out" / "story.json").read_text())
     assert record["captions"][2] == "Red sits down."
-    assert record["settings"] == {"seed": 1, "steps": 2, "guidance": 6.0, "fps": 8}
+    assert record["settings"] == {"seed": 1, "steps": 2, "guidance": 6.0, "reference_guidance": None, "fps": 8}
+    assert [(one["name"], one["path"]) for one in record["references"]] == [(None, str(folder / "red.png"))]
+    assert record["condition"]["memory"] == "last"
     assert (record["frames"], record["height"], record["width"]) == (9, 64, 96)
     assert record["checkpoint"]["stage"] == "lora"
 
@@ -107,6 +113,8 @@ def test_scripts_with_two_captions_are_read_as_the_checkpoint_was_trained(tmp_pa
         ('{"captions": []}', "has no shots"),
         ('{"captions": ["a", " "]}', "shot 2 has no caption"),
         ('{"shots": [{"scene": "x"}]}', "shot 1 has no caption"),
+        ('{"shots": [{"descriptive_caption": 3}]}', "shot 1 has no caption"),
+        ('{"shots": [{"descriptive_caption": "a", "characters": "Fox"}]}', "shot 1: 'characters' is not a list of names"),
     ],
 )
 def test_a_script_that_cannot_be_read_is_named(tmp_path, text, says):
@@ -114,6 +122,68 @@ def test_a_script_that_cannot_be_read_is_named(tmp_path, text, says):
     with pytest.raises(DataError, match=says) as error:
         read_script(tmp_path / "s.json")
     assert str(tmp_path / "s.json") in str(error.value)
+
+
+def test_references_have_names_or_the_names_of_their_files(tmp_path):
+    (tmp_path / "a=b.png").write_bytes(b"")
+    assert named_references([]) is None
+    assert named_references(["fox.png"]) == Path("fox.png")
+    assert named_references(["Fox=fox.png"]) == {"Fox": Path("fox.png")}
+    assert named_references([str(tmp_path / "a=b.png")]) == tmp_path / "a=b.png"
+    assert named_references(["Fox=a.png", "in/Owl.png"]) == {"Fox": Path("a.png"), "Owl": Path("in/Owl.png")}
+    with pytest.raises(DataError, match="a reference of Fox already"):
+        named_references(["Fox=a.png", "Fox=b.png"])
+
+
+def test_shots_say_who_is_in_them(tmp_path):
+    shots = [{"descriptive_caption": "a", "characters": ["Fox"]}, {"narrative_caption": "b"}, "c"]
+    (tmp_path / "s.json").write_text(json.dumps({"shots": shots}))
+    assert [shot.characters for shot in read_shots(tmp_path / "s.json")] == [("Fox",), None, None]
+    first, second, third = read_shots(tmp_path / "s.json")
+    assert (first.prompt("both"), second.prompt("descriptive"), third.prompt("narrative")) == ("a", "b", "c")
+
+
+def test_a_shot_reads_the_references_of_who_is_in_it(chain, tmp_path, capsys):
+    for name, colour in (("Red", "red"), ("Blue", "blue"), ("Grey", "grey")):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{name}.png")
+    shots = [{"descriptive_caption": "a", "characters": ["Blue", "Red"]}, {"descriptive_caption": "b", "characters": ["Green"]}]
+    (tmp_path / "s.json").write_text(json.dumps({"shots": shots}))
+
+    def tell(out, *more):
+        arguments = ["generate", str(chain["single_shot"]), "--script", str(tmp_path / "s.json"), "--steps", "1"]
+        references = [part for name in ("Red", "Blue") for part in ("--reference", f"{name}={tmp_path / name}.png")]
+        return main([*arguments, *references, *more, "--out", str(tmp_path / out)])
+
+    assert tell("one", "--reference-guidance", "3") == 0
+    record = json.loads((tmp_path / "one" / "story.json").read_text())
+    assert record["characters"] == [["Blue", "Red"], []]
+    assert [one["name"] for one in record["references"]] == ["Red", "Blue"]
+    assert record["settings"]["reference_guidance"] == 3.0
+    assert "up to 2 references a shot, and the checkpoint was trained with at most 1" in capsys.readouterr().err
+    assert tell("two") == 0
+    assert (tmp_path / "one" / "shot_1.mp4").read_bytes() != (tmp_path / "two" / "shot_1.mp4").read_bytes()
+    assert tell("three", "--reference", f"Grey={tmp_path / 'Grey.png'}") == 2
+    assert "Grey, of whom there is a reference, is in no shot; it has Blue, Red, Green" in capsys.readouterr().err
+    assert tell("three", "--guidance", "-1", "--reference-guidance", "2") == 2
+    assert "guidance_scale is a number from 0, not -1.0" in capsys.readouterr().err
+
+
+def test_checkpoints_of_before_there_was_a_policy_still_tell_stories(chain, tmp_path):
+    shutil.copytree(chain["multi_shot"], tmp_path / "old")
+    index, record = tmp_path / "old" / "model_index.json", tmp_path / "old" / "training.json"
+    settings = {name: value for name, value in json.loads(index.read_text()).items() if name not in NEW}
+    index.write_text(json.dumps(settings))
+    told = json.loads(record.read_text())
+    told["config"] = {name: value for name, value in told["config"].items() if name in ("preset", "data", "train", "dropout")}
+    told["config"]["data"]["caption"] = "narrative"
+    record.write_text(json.dumps(told))
+    (tmp_path / "s.json").write_text(
+        '{"shots": [{"narrative_caption": "n", "descriptive_caption": "d"}, {"narrative_caption": "m"}]}'
+    )
+    generate(tmp_path / "old", None, tmp_path / "s.json", tmp_path / "out", steps=1)
+    story = json.loads((tmp_path / "out" / "story.json").read_text())
+    assert story["captions"] == ["n", "m"]
+    assert (story["condition"]["memory"], story["characters"]) == ("last", [None, None])
 
 
 def test_transparency_of_a_reference_becomes_white(tmp_path):

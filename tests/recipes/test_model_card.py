@@ -204,3 +204,30 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, lora):
     (lora / "training.json").write_text("[]")
     with pytest.raises(DataError, match="names no training stage"):
         render_model_card(lora)
+
+
+def test_every_stage_has_a_card(lora):
+    from recipes.model_card import STAGES
+
+    for stage in STAGES:
+        change(lora, stage=stage)
+        card = render_model_card(lora)
+        assert "stage " + stage.replace("_", "\\_") in card
+        assert row(card, "steps × batch of preset `paper`")[-1] == {
+            "align": "1,800,000 × 32",
+            "single_shot": "17,000 × 24",
+            "multi_shot": "8,000 × 8",
+            "lora": "1,500 × 2",
+            "cogvideo_lora": "1,500 × 6",
+        }.get(stage, "no such stage")
+
+
+def test_the_second_pathway_is_among_the_components(lora):
+    record = json.loads((lora / "training.json").read_text())
+    for part in ("context", "context_lora"):
+        (lora / part).mkdir()
+        record["parameters"][part] = {"trainable": 0, "frozen": 1234}
+    change(lora, parameters=record["parameters"])
+    card = render_model_card(lora)
+    for part in ("context", "context_lora"):
+        assert row(card, f"`{part}`")[1:] == ["1,234", "new", "single_shot, multi_shot"]

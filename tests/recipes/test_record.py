@@ -1,11 +1,9 @@
-import io
 import json
-import shutil
-import tarfile
 
 import pytest
+from tiny_dataset import write_dataset
 
-from animeshooter_dataset import DataError, RightsRecord, dump
+from animeshooter_dataset import AnnotatedBy, DataError, RightsRecord, dump
 from recipes import align
 from recipes.record import base_weights, curve, read_films, read_record, smoothed
 from recipes.trainer import main
@@ -56,25 +54,19 @@ def test_the_record_says_on_what_it_ran_and_names_no_place(chain, tmp_path_facto
         assert place not in path.read_bytes(), path
 
 
-def test_the_ledger_and_the_scripts_tell_of_rights(dataset, tmp_path):
+def test_the_ledger_and_the_shots_tell_of_rights(tmp_path):
     data = tmp_path / "animeshooter"
-    shutil.copytree(dataset, data)
+    words = {"film0": {"annotation_licence": "CC BY-NC 4.0", "annotator": AnnotatedBy(kind="openai", model="eyes-1")}}
+    write_dataset(data, videos=2, said=words)
     known = {"title": "Red", "attribution": "Red, by A. Maker", "uploader": "A. Maker", "sha256": "0" * 64}
     lines = [RightsRecord(video="film0", licence="CC BY 4.0", state="kept", source="https://films.example/1", **known)]
     (data / "rights.jsonl").write_bytes(b"".join(dump(line) + b"\n" for line in lines))
     (data / "manifest.json").write_text(json.dumps({"schema_version": "1.2", "files": {}, "contact": "rights@studio.example"}))
-    (data / "stories").mkdir()
-    with tarfile.open(data / "stories" / "train-00000.tar", "w") as tar:
-        for video, licence, model in (("film0", "CC BY-NC 4.0", "eyes-1"), ("film0", None, None), ("other", "MIT", None)):
-            told = {"video": video, "annotation_licence": licence, "annotator": {"kind": "openai", "model": model}}
-            entry = tarfile.TarInfo(f"{video}-{model}.json")
-            entry.size = len(blob := json.dumps(told).encode())
-            tar.addfile(entry, io.BytesIO(blob))
     assert main(align.STAGE, ["--data", str(data), "--out", str(tmp_path / "out"), "--set", "train.steps=2"]) == 0
     told = read_record(tmp_path / "out")["dataset"]
     assert told["directory"] == "animeshooter"
     assert told["contact"] == "rights@studio.example"
-    assert told["annotators"] == {"openai": 1, "openai: eyes-1": 1}
+    assert told["annotators"] == {"openai: eyes-1": 1, "sidecar": 1}
     assert told["annotation_licences"] == {"CC BY-NC 4.0": 1}
     first, second = read_films(tmp_path / "out")
     assert known.items() <= first.items()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -23,7 +24,6 @@ from tiny_dataset import write_dataset
 from animeshooter_streams import ShotStream
 from recipes import lora, multi_shot, pretrain, single_shot
 from recipes.config import TINY_CLIP
-from recipes.running import Run
 from recipes.saving import WorkFolder
 from recipes.trainer import main
 from streams.clips import ClipSpec
@@ -283,13 +283,13 @@ def test_half_written_snapshots_and_lines_are_not_used(films, undisturbed, broke
     same_run(undisturbed, broken_off.with_name("out"), exactly=True)
 
 
-def test_without_a_whole_snapshot_only_fresh_goes_on(films, undisturbed, broken_off, capsys):
+def test_without_a_whole_snapshot_the_user_must_say_that_it_starts_anew(films, undisturbed, broken_off, capsys):
     for path in broken_off.rglob("weights.safetensors"):
         path.unlink()
     line = arguments(films, broken_off.with_name("out"))
     assert main(pretrain.STAGE, line) == 2
-    assert "none of 2 snapshots is whole; --fresh starts anew\n" in capsys.readouterr().err
-    assert main(pretrain.STAGE, [*line, "--fresh"]) == 0
+    assert "none of 2 snapshots is whole; --resume never starts anew\n" in capsys.readouterr().err
+    assert main(pretrain.STAGE, [*line, "--resume", "never"]) == 0
     same_run(undisturbed, broken_off.with_name("out"), exactly=True)
 
 
@@ -297,7 +297,9 @@ def test_a_log_that_is_not_the_snapshot_s_is_refused(films, broken_off, capsys):
     lines = (broken_off / "log.jsonl").read_text().splitlines(keepends=True)
     (broken_off / "log.jsonl").write_text("".join(lines[:4]))
     assert main(pretrain.STAGE, arguments(films, broken_off.with_name("out"))) == 2
-    assert "log.jsonl: does not end with step 5 where the snapshot says; --fresh starts anew\n" in capsys.readouterr().err
+    assert (
+        "log.jsonl: does not end with step 5 where the snapshot says; --resume never starts anew\n" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,6 +379,84 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_snapshot(films, undisturbe
     same_run(undisturbed, tmp_path / "out", exactly=True)
 
 
+# ---- which snapshot ----
+
+
+def test_an_older_snapshot_can_be_chosen(films, undisturbed, broken_off, capsys):
+    line = [*arguments(films, broken_off.with_name("out")), "--resume", str(broken_off / "snapshots" / "step-000003")]
+    assert main(at_step(pretrain.STAGE, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)), line) == 75
+    assert f"goes on after step 3 of {STEPS}; --resume never would start anew" in capsys.readouterr().out
+    assert steps_saved(broken_off.with_name("out")) == [3, 5]
+    assert main(pretrain.STAGE, arguments(films, broken_off.with_name("out"))) == 0
+    same_run(undisturbed, broken_off.with_name("out"), exactly=True)
+
+
+def test_another_run_can_go_on_from_a_snapshot_and_leaves_it_as_it_is(films, undisturbed, broken_off, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in broken_off.rglob("*") if path.is_file()}
+    line = [*arguments(films, tmp_path / "new", train__save_every=None), "--resume", str(broken_off)]
+    assert main(pretrain.STAGE, line) == 0
+    assert f"goes on after step 6 of {STEPS}" in capsys.readouterr().out
+    same_run(undisturbed, tmp_path / "new", exactly=True)
+    assert {path: path.read_bytes() for path in broken_off.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("resume", "says"),
+    [
+        ("nowhere", "nowhere: no snapshot and no folder of a run"),
+        ("other/snapshots/step-000003", "holds a run of its own: go on with it (--resume auto)"),
+        ("out.partial/snapshots/step-000007", "no snapshot and no folder of a run"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_refused(films, broken_off, tmp_path, capsys, monkeypatch, resume, says):
+    shutil.copytree(broken_off, tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(broken_off.rglob("*"))
+    assert main(pretrain.STAGE, [*arguments(films, tmp_path / "out"), "--resume", resume]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert sorted(broken_off.rglob("*")) == before
+
+
+# ---- snapshots that are written beside the steps ----
+
+
+def test_a_snapshot_is_that_of_its_step_however_long_it_takes_to_write(films, undisturbed, tmp_path, monkeypatch):
+    """The disk is slower than the steps: what is written is what was there at the step, and the next save waits."""
+    began, waited = [], threading.Event()
+    write = WorkFolder._write
+
+    def slowly(folder, snapshot):
+        began.append(snapshot.step)
+        if snapshot.step == 3:
+            assert waited.wait(LIMIT)
+        write(folder, snapshot)
+
+    monkeypatch.setattr(WorkFolder, "_write", slowly)
+    stage = at_step(pretrain.STAGE, 5, waited.set)
+    crashed(replace(stage, loss=at_step(stage, 7, crash).loss), 7, arguments(films, tmp_path / "out"))
+    assert began == [3, 6]
+    assert steps_saved(tmp_path / "out") == [3, 6]
+    shutil.rmtree(tmp_path / "out.partial" / "snapshots" / "step-000006")
+    assert main(pretrain.STAGE, arguments(films, tmp_path / "out", train__async_save=False)) == 0
+    same_run(undisturbed, tmp_path / "out", exactly=True)
+
+
+def test_a_stop_waits_for_the_snapshot_that_is_being_written(films, tmp_path, monkeypatch, capsys):
+    write = WorkFolder._write
+
+    def slowly(folder, snapshot):
+        time.sleep(0.5)
+        write(folder, snapshot)
+
+    monkeypatch.setattr(WorkFolder, "_write", slowly)
+    line = arguments(films, tmp_path / "out", train__save_every=4)
+    assert main(at_step(pretrain.STAGE, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)), line) == 75
+    assert "the same command goes on after step 5\n" in capsys.readouterr().err
+    assert steps_saved(tmp_path / "out") == [4, 5]
+
+
 # ---- several processes ----
 
 
@@ -444,16 +524,3 @@ def test_a_stop_is_shared_and_a_bad_sample_ends_all_processes_with_one_line(film
     shutil.copytree(films / "shots", data / "shots", dirs_exist_ok=True)
     assert main(pretrain.STAGE, arguments(data, out, **MANY)) == 0
     same_run(undisturbed_long, out, exactly=False)
-
-
-def test_where_weights_are_sharded_the_user_is_told_that_nothing_is_saved(films, broken_off, monkeypatch, capsys):
-    """Stands in for FSDP and DeepSpeed, which need devices: every process has only a part of weights and optimizer."""
-    monkeypatch.setattr(Run, "keeps_snapshots", False)
-    line = arguments(films, broken_off.with_name("out"), train__steps=7)
-    assert main(pretrain.STAGE, line) == 2
-    assert "cannot go on from snapshots; use DDP, or start anew with --fresh\n" in capsys.readouterr().err
-    assert main(at_step(pretrain.STAGE, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), [*line, "--fresh"]) == 75
-    said = capsys.readouterr()
-    assert "pretrain: no snapshots are written under NO; a run that is interrupted starts anew" in said.out
-    assert "the same command starts anew, for nothing was saved yet" in said.err
-    assert not (broken_off / "snapshots").exists()

@@ -1,11 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from animeshooter_streams import ShotStream
-from recipes import align, lora, multi_shot, pretrain, single_shot
+from recipes import align, hooks, lora, multi_shot, pretrain, single_shot
 from recipes.config import TINY_CLIP
 from recipes.lora import lora_main
 from recipes.trainer import generator_of, main
@@ -54,6 +55,23 @@ def test_a_checkpoint_says_what_made_it(chain, dataset):
     assert not list(chain["multi_shot"].parent.glob("*.partial"))
 
 
+def test_the_log_says_of_every_step_how_it_went(chain):
+    lines = [json.loads(line) for line in (chain["multi_shot"] / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(line["loss_by_shot"]) / 3)
+        assert len(line["loss_by_timestep"]) == 4
+        found = [loss for loss in line["loss_by_timestep"] if loss is not None]
+        assert min(found) <= line["loss"] <= max(found)
+        assert line["grad_norm"] > 0
+        assert line["lr"] == 1e-3
+        assert 0 <= line["wait"] <= line["seconds"]
+        assert line["frames_per_second"] == pytest.approx(27 * line["samples_per_second"], rel=1e-2)
+        assert line["tokens_per_second"] == pytest.approx(3 * 3 * 4 * 6 * line["samples_per_second"], rel=1e-2)
+        assert line["memory_gib"] > 0.1
+        assert "mfu" not in line  # nobody knows the peak of a CPU
+    assert "loss_by_timestep" not in json.loads((chain["align"] / "log.jsonl").read_text().splitlines()[0])
+
+
 def test_alignment_lowers_its_loss(dataset, tmp_path):
     out = tmp_path / "align"
     assert main(align.STAGE, ["--data", str(dataset), "--out", str(out), "--set", "train.steps=12"]) == 0
@@ -82,6 +100,43 @@ def test_accumulation_does_not_change_the_loss(dataset, chain, tmp_path):
     assert main(single_shot.STAGE, arguments) == 0
     one, two = (json.loads((path / "training.json").read_text()) for path in (chain["single_shot"], tmp_path / "a"))
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+def test_recomputing_activations_changes_nothing(dataset, chain, tmp_path):
+    arguments = ["--data", str(dataset), "--from", str(chain["align"]), "--out", str(tmp_path / "a")]
+    assert main(single_shot.STAGE, [*arguments, "--set", "train.steps=2", "--set", "train.checkpointing=true"]) == 0
+    one, two = (json.loads((path / "training.json").read_text()) for path in (chain["single_shot"], tmp_path / "a"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
+
+
+def test_min_snr_weighs_the_loss_and_not_the_log_s_bands(dataset, chain, tmp_path):
+    arguments = ["--data", str(dataset), "--from", str(chain["align"]), "--out", str(tmp_path / "a")]
+    assert main(single_shot.STAGE, [*arguments, "--set", "train.steps=1", "--set", "train.weighting=min_snr"]) == 0
+    one, two = (json.loads((path / "log.jsonl").read_text().splitlines()[0]) for path in (chain["single_shot"], tmp_path / "a"))
+    assert two["loss_by_timestep"] == pytest.approx(one["loss_by_timestep"])
+    assert two["loss"] < one["loss"]  # every weight is below one
+
+
+def test_the_checkpoint_holds_the_averages_and_a_run_with_them_goes_on_to_the_bit(dataset, chain, tmp_path, monkeypatch):
+    def align_run(out, *more):
+        arguments = ["--data", str(dataset), "--out", str(tmp_path / out), "--set", "train.schedule=cosine"]
+        return main(align.STAGE, [*arguments, *(part for one in ("train.steps=4", *more) for part in ("--set", one))])
+
+    def stop(this, line):
+        if this.step == 3:
+            raise KeyboardInterrupt
+
+    assert align_run("plain") == 0
+    assert align_run("whole", "train.ema=0.5", "train.save_every=2") == 0
+    monkeypatch.setattr(hooks, "HOOKS", [lambda this: SimpleNamespace(on_step=stop, on_end=lambda this: None)])
+    with pytest.raises(KeyboardInterrupt):
+        align_run("parted", "train.ema=0.5", "train.save_every=2")
+    monkeypatch.undo()
+    assert align_run("parted", "train.ema=0.5", "train.save_every=2") == 0
+    assert not differ(tmp_path / "whole", tmp_path / "parted", "adapter")
+    assert differ(tmp_path / "whole", tmp_path / "plain", "adapter")
+    losses = [json.loads((tmp_path / out / "training.json").read_text())["losses"] for out in ("plain", "whole", "parted")]
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_noise_depends_on_step_and_sample_and_not_on_the_process(dataset):
@@ -176,7 +231,7 @@ def test_lora_takes_one_film_or_character(chain, dataset, tmp_path, capsys):
     assert "nothing to train on in split 'train': 2 shots, " in capsys.readouterr().err
 
 
-def test_a_dry_run_shows_settings_parameters_and_memory(capsys):
+def test_a_dry_run_shows_settings_and_parameters(capsys):
     assert main(single_shot.STAGE, ["--from", "x", "--dry-run"]) == 2
     capsys.readouterr()
     assert main(align.STAGE, ["--dry-run", "--set", "train.steps=77"]) == 0
@@ -185,4 +240,3 @@ def test_a_dry_run_shows_settings_parameters_and_memory(capsys):
     rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line[:1].isalpha() and "," in line}
     assert rows["transformer"][0] == "0"
     assert rows["adapter"][1] == "0"
-    assert "GiB" in shown
