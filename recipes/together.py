@@ -66,6 +66,8 @@ def make_accelerator(config: Config) -> Accelerator:
     fsdp_asked()  # before accelerate sees it
     world = check_launch(config.train.processes)
     no_gpu = not torch.accelerator.is_available()
+    if no_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unasked, DeepSpeed warns of it in every run where it is installed
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if deepspeed:
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
