@@ -72,14 +72,15 @@ def test_a_server_that_stalls_for_ever_ends_with_every_stack_and_what_was_read(w
 
 def test_a_watchdog_is_quiet_while_things_come_and_while_nobody_waits():
     out = io.StringIO()
-    dog = Watchdog(0.3, out=out)
-    for _ in dog.watch(range(3)):
-        time.sleep(0.5)  # a long step is no stall
-    with dog:
-        for _ in range(10):
-            time.sleep(0.05)
-            dog.delivered()
+    patient = Watchdog(2.0, out=out)  # so long that a busy machine does not take its time
+    for _ in patient.watch(range(1)):
+        time.sleep(2.5)  # a long step is no stall
+    with patient:
+        for _ in range(25):
+            time.sleep(0.1)
+            patient.delivered()
     assert out.getvalue() == ""
+    dog = Watchdog(0.3, out=out)
     with dog:
         until(lambda: "until(lambda" in out.getvalue())  # this very line, in the stack of this thread
     assert "nothing was delivered for 0 s; the stacks of all threads follow" in out.getvalue()
