@@ -1,14 +1,34 @@
 """Indexes without shards, and streams of which nothing is decoded, for tests of order and state."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from tiny_dataset import write_dataset
 
 from animeshooter_dataset import INDEX_SCHEMA
 from streams.clips import ClipSpec
+
+
+@pytest.fixture(scope="module")
+def ten_shots(tmp_path_factory):
+    """A dataset of two films of five shots, for a module to give a name."""
+    directory = tmp_path_factory.mktemp("tiny") / "animeshooter"
+    write_dataset(directory, videos=2, shots=5)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    """Has every test of a module that takes it fail at a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning)
+        yield
+
 
 CLIP = ClipSpec(frames=5, height=32, width=48, fps=4)
 BUCKETS = [ClipSpec(frames, height, width, 8) for frames in (5, 17) for height, width in ((32, 48), (32, 32))]

@@ -72,9 +72,9 @@ class Backbone(ABC):
         """The transformer's repeated blocks."""
 
     @property
-    @abstractmethod
     def hidden_size(self) -> int:
         """Width of the transformer's tokens."""
+        return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
 
     @property
     def num_train_timesteps(self) -> int:

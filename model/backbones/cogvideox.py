@@ -45,11 +45,6 @@ class CogVideoX(Backbone):
         return self.transformer.transformer_blocks
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the transformer's tokens."""
-        return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
-
-    @property
     def _rotary(self) -> bool:
         return bool(self.transformer.config.use_rotary_positional_embeddings)
 

@@ -47,11 +47,6 @@ class Wan(Backbone):
         """The transformer's repeated blocks."""
         return self.transformer.blocks
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the transformer's tokens."""
-        return int(self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim)
-
     # --- sizes
 
     @property

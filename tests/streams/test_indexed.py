@@ -3,30 +3,18 @@ import warnings
 from collections import Counter
 from itertools import pairwise
 
+import indexes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from indexes import BUCKETS, CLIP, steps_of, unread, varied, write_index
-from tiny_dataset import write_dataset
 
 from animeshooter_dataset import DataError
 from animeshooter_streams import DrawnStream, MixedStream, ShotStream, StoryStream
 
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "animeshooter"
-    write_dataset(directory, videos=2, shots=5)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def _warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning)
-        yield
+dataset, _warnings_are_errors = indexes.ten_shots, indexes.warnings_are_errors
 
 
 # ---- buckets, ranks and resumes, without media ----

@@ -1,5 +1,6 @@
 import warnings
 
+import indexes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,19 +11,7 @@ from tiny_dataset import write_dataset
 from animeshooter_dataset import DataError
 from animeshooter_streams import ShotStream
 
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "animeshooter"
-    write_dataset(directory, videos=2, shots=5)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def _warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning)
-        yield
+dataset, _warnings_are_errors = indexes.ten_shots, indexes.warnings_are_errors
 
 
 # ---- bad samples ----
