@@ -8,10 +8,10 @@ without them: the difference is what the condition takes from them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -186,14 +186,14 @@ def summed_up(losses: list[dict[str, Any]], this: Run) -> dict[str, Any]:
     shots = [one["shots"] for one in losses if one["shots"]]
     if shots and max(map(len, shots)) > 1:
         longest = max(map(len, shots))
-        found["loss_by_shot"] = [rounded(mean([row[place] for row in shots if len(row) > place])) for place in range(longest)]
+        found["loss_by_shot"] = [rounded(fmean([row[place] for row in shots if len(row) > place])) for place in range(longest)]
     top = float(this.module.gen.backbone.num_train_timesteps)
     bands: list[list[float]] = [[] for _ in range(BANDS)]
     for one in losses:
         for loss, timestep in zip(one["shots"], one["timesteps"]):
             bands[min(BANDS - 1, int(timestep * BANDS / top))].append(loss)
     if any(bands):
-        found["loss_by_timestep"] = [rounded(mean(band)) if band else None for band in bands]
+        found["loss_by_timestep"] = [rounded(fmean(band)) if band else None for band in bands]
     found["samples"] = len({tuple(one["keys"]) for one in losses})
     return found
 
@@ -203,12 +203,7 @@ def mean_by_keys(losses: list[dict[str, Any]]) -> float:
     each: dict[tuple[str, ...], list[float]] = {}
     for one in losses:
         each.setdefault(tuple(one["keys"]), []).append(one["loss"])
-    return mean([mean(values) for values in each.values()])
-
-
-def mean(values: list[float]) -> float:
-    """The arithmetic mean."""
-    return math.fsum(values) / len(values)
+    return fmean([fmean(values) for values in each.values()])
 
 
 def told(found: dict[str, Any]) -> str:

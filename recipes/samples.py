@@ -26,6 +26,7 @@ from recipes.encoding import captions_of
 from recipes.held_out import SPLITS
 from recipes.parts import laid_out_parts
 from recipes.record import SAMPLES, STILLS
+from recipes.running import work_folder
 from recipes.stage import model_errors
 from recipes.together import attempt, gathered
 from streams.store import store_splits
@@ -75,7 +76,7 @@ class Samples:
         if lacking:
             raise DataError(f"samples.every: {' and '.join(lacking)} are not in memory")
         self.stories = stories_of(this)[this.accelerator.process_index :: world]
-        self.folder = this.out.with_name(f"{this.out.name}.partial") / SAMPLES
+        self.folder = work_folder(this.out) / SAMPLES
         if asked.stories % world:
             this.say(f"samples.stories={asked.stories} over {world} processes: some wait for others, a multiple would not")
 

@@ -19,6 +19,7 @@ from PIL import Image
 from animeshooter_dataset import DataError
 from recipes.config import settings
 from recipes.record import SAMPLES, STILLS
+from recipes.running import work_folder
 from recipes.saving import writing
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Tracking:
 
     def __init__(self, this: Run, names: list[str]) -> None:
         self.every = max(1, this.config.track.every)
-        self.work = this.out.with_name(f"{this.out.name}.partial")
+        self.work = work_folder(this.out)
         self.folder = this.out.with_name(f"{this.out.name}.tracking")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trackers = {name: self._start(name, this) for name in names}
